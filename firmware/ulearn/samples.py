@@ -1,0 +1,51 @@
+import struct
+
+from .compat import const
+
+_LOSS_SOFTMAX_CE = const(1)
+
+
+class Samples:
+    # A fixed amount of room for labelled samples; when it is full, the oldest make room.
+    def __init__(self, model, capacity):
+        if not 0 < capacity <= 65535:
+            raise ValueError("room for %d samples, expected 1 to 65535" % capacity)
+        self.model = model
+        self.capacity = capacity
+        self.inputs = bytearray(capacity * model.input_bytes)
+        self.targets = bytearray(capacity * model.target_bytes)
+        self.clear()
+
+    def clear(self):
+        self.count = 0
+        self.next = 0
+
+    def __len__(self):
+        return self.count
+
+    def add(self, x, target):
+        # `x` as for model.predict; `target` a label, or for a regression a vector.
+        model = self.model
+        k, t = model.input_bytes, model.target_bytes
+        if isinstance(x, (list, tuple)) or len(x) != k or memoryview(x).itemsize != 1:
+            x = model.quantise(x)
+        if model.loss_kind == _LOSS_SOFTMAX_CE:
+            if not 0 <= target < model.classes:
+                raise ValueError("label %d, expected 0 to %d" % (target, model.classes - 1))
+            target = struct.pack("<H", target)
+        elif not isinstance(target, (bytes, bytearray, memoryview)) or len(target) != t:
+            target = model.quantise_target(target)
+        i = self.next
+        memoryview(self.inputs)[i * k : (i + 1) * k] = memoryview(bytes(x))
+        memoryview(self.targets)[i * t : (i + 1) * t] = memoryview(target)
+        self.next = (i + 1) % self.capacity
+        self.count = min(self.count + 1, self.capacity)
+
+    def x(self, i):
+        k = self.model.input_bytes
+        return memoryview(self.inputs)[i * k : (i + 1) * k]
+
+    def target(self, i):
+        t = self.model.target_bytes
+        value = memoryview(self.targets)[i * t : (i + 1) * t]
+        return struct.unpack("<H", value)[0] if self.model.loss_kind == _LOSS_SOFTMAX_CE else value

@@ -1,0 +1,256 @@
+# Proves every offset, dimension, operation and buffer bound of a plan before the core runs it: a hash says that a file
+# is whole, not that it means well. The core itself trusts.
+import struct
+
+from .compat import const
+
+_PROGRAM_BYTES = const(64)
+_P_SIZES = const(16)
+_RECORD_BYTES = const(64)
+_RECORDS_MAX = const(1024)
+_KIND_FORWARD = const(1)
+_KIND_TRAIN = const(2)
+_BUF_INPUT = const(0)
+_BUF_ARENA = const(1)
+_BUF_FROZEN = const(2)
+_BUF_TRAIN = const(3)
+_BUF_STATE = const(4)
+_BUF_SCRATCH = const(5)
+_BUF_TARGET = const(6)
+_OPERAND_NONE = const(4294967295)
+_STATE_BYTES = const(48)
+_S_N_GAINS = const(32)
+_GAIN_BYTES = const(2)
+_IO_BYTES = const(40)
+_IO_LOSS = const(32)
+_LOSS_SOFTMAX_CE = const(1)
+_LOSS_MSE = const(2)
+_TENSOR_BYTES = const(32)
+_DTYPE_INT8 = const(1)
+_DTYPE_INT16 = const(2)
+_DTYPE_INT32 = const(3)
+_TENSOR_SHARED = const(1)
+_CUT_BYTES = const(48)
+_OP_DENSE = const(1)
+_OP_RELU = const(2)
+_OP_SOFTMAX_CE = const(3)
+_OP_MSE = const(4)
+_OP_DENSE_BACK = const(5)
+_OP_UPDATE_WEIGHT = const(6)
+_OP_UPDATE_BIAS = const(7)
+_MODE_APPLY = const(0)
+_FLAG_MASK = const(1)
+_FLAG_GATE_DEEPER = const(2)
+_ROUND_NONE = const(0)
+_ROUND_SINGLE = const(1)
+_GRADIENT_HEADER = const(4)
+_CLASSES_MAX = const(8192)
+
+_FANIN_INT16 = const(8192)  # 255 * 512 * K stays below 2^30
+_FANIN_INT8 = const(32768)  # 255 * 128 * K likewise
+_MEETING_INT16 = const(2048)  # 2047 * 512 * N stays below 2^31
+_MEETING_INT8 = const(8192)
+_ARENA_MAX = const(16777216)
+
+# Of each record: (operand, unit, number, written). Units: 1, 2, 4 bytes an element, w: a weight, g: a gradient tensor.
+# Numbers: K inputs, N outputs, W weights, E the record's extra, L one label.
+_OPERANDS = {
+    _OP_DENSE: ((0, "1", "K", 0), (1, "1", "N", 1), (2, "w", "W", 0), (3, "4", "N", 0), (4, "4", "N", 0), (5, "1", "N", 0)),
+    _OP_RELU: ((0, "1", "K", 0), (1, "1", "K", 1)),
+    _OP_SOFTMAX_CE: ((0, "1", "N", 0), (1, "g", "N", 1), (2, "2", "E", 0), (3, "t", "L", 0)),
+    _OP_MSE: ((0, "1", "N", 0), (1, "g", "N", 1), (3, "t", "N", 0)),
+    _OP_DENSE_BACK: ((0, "g", "N", 0), (1, "g", "K", 1), (2, "w", "W", 0), (3, "2", "N", 0), (4, "1", "K", 0)),
+    _OP_UPDATE_WEIGHT: ((0, "g", "N", 0), (1, "1", "K", 0), (2, "w", "W", 2), (3, "2", "N", 0)),
+    _OP_UPDATE_BIAS: ((0, "g", "N", 0), (2, "4", "N", 2), (3, "2", "N", 0)),
+}
+
+
+class _Verifier:
+    def __init__(self, plan, sections):
+        self.name = plan.name
+        self.io, self.tensors, self.cuts, frozen, train, self.state = sections
+        self.have = (None, _ARENA_MAX, len(frozen), len(train), len(self.state), _ARENA_MAX, None)
+        self.where = "plan"
+        self.trainable = {}
+
+    def refuse(self, fault):
+        raise ValueError("%s: %s: %s" % (self.name, self.where, fault))
+
+    def need(self, truth, fault):
+        if not truth:
+            self.refuse(fault)
+
+    # The parts that are not programs.
+
+    def check_io(self):
+        self.where = "input and output"
+        self.need(len(self.io) == _IO_BYTES, "%d bytes, expected %d" % (len(self.io), _IO_BYTES))
+        ih, iw, ic, _, _, _, oh, ow, oc, _, _, _, self.loss, zero, _ = struct.unpack("<4Hfi4HfiHHf", self.io)
+        self.input_bytes = ih * iw * ic
+        self.output_bytes = oh * ow * oc
+        self.need(0 < self.input_bytes <= _ARENA_MAX, "the input has no element or too many")
+        self.need(0 < self.output_bytes <= _ARENA_MAX, "the output has no element or too many")
+        self.need(self.loss <= _LOSS_MSE and not zero, "loss %d is not known" % self.loss)
+
+    def check_state(self):
+        self.where = "state"
+        size = len(self.state)
+        self.need(size >= _STATE_BYTES and size % 4 == 0, "%d bytes" % size)
+        gains, gates, active, at = struct.unpack_from("<4H", self.state, _S_N_GAINS)
+        self.gains_end = _STATE_BYTES + _GAIN_BYTES * gains
+        self.gates = at
+        self.gates_end = at + gates
+        self.need(at == self.gains_end, "the gates do not follow the gains")
+        self.need(size < 65536 and self.gates_end + 2 * active <= size, "it is shorter than what it counts")
+        self.need(any(self.state[:4]), "the generator's seed is 0")
+
+    def check_tensors(self):
+        self.where = "tensors"
+        self.need(len(self.tensors) % _TENSOR_BYTES == 0, "%d bytes" % len(self.tensors))
+        end = 0
+        for at in range(0, len(self.tensors), _TENSOR_BYTES):
+            entry = struct.unpack_from("<HBBHHHH4HIII", self.tensors, at)
+            ident, dtype, fraction, flags, capacity, active, zero, o, h, w, i, offset, _, zero2 = entry
+            self.where = "tensor %d" % ident
+            self.need(flags == _TENSOR_SHARED, "flags 0x%x: only shared tensors are supported yet" % flags)
+            self.need(_DTYPE_INT8 <= dtype <= _DTYPE_INT32, "dtype %d is not known" % dtype)
+            self.need(fraction <= (7 if dtype == _DTYPE_INT16 else 0), "%d fraction bits" % fraction)
+            self.need(active == capacity == o, "room for more channels than are used is not supported yet")
+            self.need(not zero and not zero2, "reserved fields are not zero")
+            count = o * h * w * i
+            unit = 1 << (dtype - 1)
+            self.need(0 < count <= _ARENA_MAX and offset % 4 == 0 and offset >= end, "misplaced")
+            end = offset + count * unit
+            self.need(end <= self.have[_BUF_TRAIN], "it ends at %d of %d bytes" % (end, self.have[_BUF_TRAIN]))
+            self.trainable[offset] = (dtype, fraction, count)
+
+    def check_cuts(self, programs):
+        self.where = "cuts"
+        self.need(len(self.cuts) % _CUT_BYTES == 0, "%d bytes" % len(self.cuts))
+        for at in range(0, len(self.cuts), _CUT_BYTES):
+            index, record, operand, size = struct.unpack_from("<HHII", self.cuts, at + 16)
+            self.need(index < len(programs), "program %d does not exist" % index)
+            head = programs[index]
+            self.sizes = struct.unpack_from("<7I", head, _P_SIZES)
+            self.need(0 < record <= struct.unpack_from("<H", head, 52)[0], "record %d does not exist" % record)
+            self.check_operand(operand, 1, size)
+
+    # Programs.
+
+    def check_program(self, program):
+        self.where = "program"
+        self.need(len(program) >= _PROGRAM_BYTES, "%d bytes" % len(program))
+        fields = struct.unpack_from("<16s7IIIHBB8s", program, 0)
+        self.sizes = fields[1:8]
+        output, output_bytes, count, self.kind, flags, zero = fields[8:]
+        self.need(self.kind in (_KIND_FORWARD, _KIND_TRAIN), "kind %d is not known" % self.kind)
+        self.where = "train" if self.kind == _KIND_TRAIN else "forward"
+        self.need(not flags and zero == bytes(8), "unknown flags")
+        self.need(0 < count <= _RECORDS_MAX, "%d records" % count)
+        self.need(len(program) == _PROGRAM_BYTES + count * _RECORD_BYTES, "%d bytes for %d records" % (len(program), count))
+        for buf in range(_BUF_ARENA, _BUF_TARGET):
+            self.need(self.sizes[buf] <= self.have[buf], "needs %d bytes of buffer %d" % (self.sizes[buf], buf))
+        self.need(self.sizes[_BUF_INPUT] == self.input_bytes, "takes %d bytes of input" % self.sizes[_BUF_INPUT])
+        target = 0
+        if self.kind == _KIND_TRAIN:
+            self.need(self.loss in (_LOSS_SOFTMAX_CE, _LOSS_MSE), "there is no loss to train with")
+            self.need(self.sizes[_BUF_STATE] == len(self.state), "it sees only a part of the state")
+            target = 2 if self.loss == _LOSS_SOFTMAX_CE else self.output_bytes
+        self.need(self.sizes[_BUF_TARGET] == target, "takes %d bytes of target" % self.sizes[_BUF_TARGET])
+        for i in range(count):
+            self.where = "record %d" % i
+            self.check_record(program, _PROGRAM_BYTES + i * _RECORD_BYTES)
+        self.where = "output"
+        self.need(output_bytes == self.output_bytes, "%d bytes, expected %d" % (output_bytes, self.output_bytes))
+        self.check_operand(output, 1, output_bytes)
+        self.need(output >> 28 == _BUF_ARENA, "it must lie in the arena")
+
+    def check_operand(self, operand, unit, size):
+        buf, offset = operand >> 28, operand & 0x0FFFFFFF
+        self.need(buf in (_BUF_INPUT, _BUF_ARENA, _BUF_FROZEN, _BUF_TRAIN), "buffer %d cannot be an operand" % buf)
+        self.need(unit == 1 or buf != _BUF_INPUT, "numbers of %d bytes cannot be read from the input" % unit)
+        self.need(offset % unit == 0, "offset %d is not a multiple of %d" % (offset, unit))
+        end = offset + size
+        self.need(0 < size and end <= self.sizes[buf], "it reaches to byte %d of %d" % (end, self.sizes[buf]))
+
+    def check_record(self, program, at):
+        fields = struct.unpack_from("<4B2H6I6H6B4b2BHhI", program, at)
+        op, mode, flags, rounding, gate, gain = fields[:6]
+        operands = fields[6:12]
+        in_h, in_w, k, out_h, out_w, n = fields[12:18]
+        act_min, act_max, dtype, fraction, mantissa, _, extra = fields[26:]
+        self.need(op in _OPERANDS, "operation %d is not known to this version" % op)
+        backward = op >= _OP_DENSE_BACK
+        self.need(mode == _MODE_APPLY, "mode %d is not supported yet" % mode)
+        allowed = (_FLAG_MASK if op == _OP_DENSE_BACK else 0) | (_FLAG_GATE_DEEPER if gate else 0)
+        self.need(not flags & ~allowed, "unknown flags 0x%x" % flags)
+        self.need(rounding == (_ROUND_SINGLE if op == _OP_DENSE else _ROUND_NONE), "rounding %d is not supported here" % rounding)
+        self.need(not (in_h or in_w or out_h or out_w or any(fields[18:24])), "dimensions that it does not have are set")
+        self.need(act_min <= act_max, "its activation range is empty")
+        self.need(self.kind == _KIND_TRAIN or op <= _OP_RELU, "it trains, in a program that must not")
+        if gate:
+            self.need(backward and self.gates <= gate < self.gates_end, "gate %d lies outside the gates" % gate)
+        if op == _OP_DENSE_BACK:
+            inside = _STATE_BYTES <= gain < self.gains_end and gain % 2 == 0
+            self.need(inside, "gain %d lies outside the gains" % gain)
+        else:
+            self.need(gain == 0, "it has a gain and no use for one")
+        weights = op in (_OP_DENSE, _OP_DENSE_BACK, _OP_UPDATE_WEIGHT)
+        wide = weights and dtype == _DTYPE_INT16
+        if weights:
+            self.need(dtype in (_DTYPE_INT8, _DTYPE_INT16), "weights of dtype %d" % dtype)
+            self.need(fraction <= (7 if wide else 0), "%d fraction bits" % fraction)
+        if op == _OP_DENSE:
+            self.need(k <= (_FANIN_INT16 if wide else _FANIN_INT8), "%d inputs could overflow the accumulator" % k)
+        if op == _OP_DENSE_BACK:
+            self.need(n <= (_MEETING_INT16 if wide else _MEETING_INT8), "%d channels could overflow the accumulator" % n)
+            self.need(self.sizes[_BUF_SCRATCH] >= 2 * n, "it needs %d bytes of scratch" % (2 * n))
+        if op in (_OP_SOFTMAX_CE, _OP_MSE):
+            self.need(self.loss == (_LOSS_SOFTMAX_CE if op == _OP_SOFTMAX_CE else _LOSS_MSE), "it is not the plan's loss")
+            self.need(n <= _CLASSES_MAX and n == self.output_bytes, "%d outputs" % n)
+        if op >= _OP_UPDATE_WEIGHT:
+            self.need(1024 <= mantissa <= 2047, "scale mantissa %d" % mantissa)
+        numbers = {"K": k, "N": n, "W": k * n, "E": extra, "L": 1}
+        used = 0
+        for index, unit, number, written in _OPERANDS[op]:
+            if index == 4 and op == _OP_DENSE_BACK and not flags & _FLAG_MASK:
+                continue
+            used |= 1 << index
+            self.check_use(operands[index], unit, numbers[number], written, wide, fraction)
+        for index in range(6):
+            self.need(used >> index & 1 or operands[index] == _OPERAND_NONE, "operand %d has no meaning here" % index)
+
+    def check_use(self, operand, unit, count, written, wide, fraction):
+        buf = operand >> 28
+        if unit == "t":
+            self.need(operand == _BUF_TARGET << 28, "its target does not lie in the target buffer")
+            return
+        if unit == "g":
+            self.need(buf == _BUF_ARENA and count > 0, "a gradient must lie in the arena")
+            self.check_operand(operand, 2, _GRADIENT_HEADER + 2 * count)
+            return
+        size = (2 if wide else 1) if unit == "w" else int(unit)
+        self.check_operand(operand, size, size * count)
+        self.need(written != 1 or buf == _BUF_ARENA, "it writes outside the arena")
+        self.need(written != 2 or buf == _BUF_TRAIN, "it updates what is not trainable")
+        if buf == _BUF_TRAIN:
+            entry = self.trainable.get(operand & 0x0FFFFFFF)
+            dtype = _DTYPE_INT32 if size == 4 else _DTYPE_INT16 if size == 2 else _DTYPE_INT8
+            wanted = (dtype, fraction if unit == "w" else 0, count)
+            self.need(entry == wanted, "it does not match a trainable tensor")
+
+
+def verify(plan, sections):
+    # sections: IO, TENSORS, CUTS, FROZEN, TRAIN, STATE. Raises ValueError naming the plan, the place and the fault.
+    v = _Verifier(plan, sections)
+    v.check_io()
+    v.check_state()
+    v.check_tensors()
+    kinds = []
+    for program in plan.programs:
+        v.check_program(program)
+        kinds.append(v.kind)
+    v.where = "programs"
+    v.need(kinds.count(_KIND_FORWARD) == 1, "one forward program is expected")
+    v.need(kinds.count(_KIND_TRAIN) <= 1, "more than one training program is not supported yet")
+    v.check_cuts(plan.programs)

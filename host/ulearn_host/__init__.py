@@ -1,0 +1,1 @@
+"""ulearn's host side: prepare models, put them on boards, let a fleet learn together."""

@@ -1,0 +1,97 @@
+"""Post-training int8 quantisation of a float multi-layer perceptron, from calibration samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulearn_host.errors import UserError
+from ulearn_host.network import Dense, Loss, Network, Quantisation
+
+_BIAS_MAX = 2**30 - 1
+
+
+@dataclass(frozen=True)
+class FloatDense:
+    """weights: float [outputs, inputs]; bias: float [outputs]; relu: applied to the outputs."""
+
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    relu: bool
+
+
+def forward(layers: Sequence[FloatDense], x: NDArray[np.floating]) -> list[NDArray[np.float64]]:
+    """Every layer's output for samples x [n, inputs], in float64."""
+    outputs = []
+    for layer in layers:
+        x = x @ layer.weights.T + layer.bias
+        if layer.relu:
+            x = np.maximum(x, 0)
+        outputs.append(x)
+    return outputs
+
+
+def _range(values: NDArray[np.floating], widen: float = 1.0) -> Quantisation:
+    """The asymmetric int8 quantisation that spans the values and zero (Jacob et al. 2018, equation 1)."""
+    low, high = min(0.0, float(values.min()) * widen), max(0.0, float(values.max()) * widen)
+    scale = (high - low) / 255 or 1.0
+    return Quantisation(float(np.float32(scale)), int(np.clip(round(-128 - low / scale), -128, 127)))
+
+
+def quantise(
+    layers: Sequence[FloatDense],
+    calibration: NDArray[np.floating],
+    loss: Loss,
+    labels: Sequence[str] = (),
+    input_shape: tuple[int, ...] = (),
+    source: str = "",
+    output_headroom: float = 1.5,
+) -> Network:
+    """Quantise a float network per output channel (symmetric weights, asymmetric activations).
+
+    calibration: float [n, inputs], samples like those the board will see; their ranges decide the activations' scales.
+    output_headroom: how much wider than seen the output's range is made, since training moves the logits.
+    Raises UserError when shapes do not fit or numbers are not finite.
+    """
+    if not layers:
+        raise UserError("the network has no layer; expected at least one dense layer")
+    calibration = np.asarray(calibration, dtype=np.float64)
+    if calibration.ndim != 2 or calibration.shape[1] != layers[0].weights.shape[1] or not len(calibration):
+        raise UserError(
+            f"calibration samples have shape {calibration.shape}, expected (n, {layers[0].weights.shape[1]})"
+        )
+    if layers[-1].relu:
+        raise UserError("the last layer has a ReLU, which training cannot pass; expected a linear last layer")
+    for i, (layer, above) in enumerate(zip(layers, layers[1:], strict=False)):
+        if above.weights.shape[1] != layer.weights.shape[0]:
+            raise UserError(f"layer {i + 1} takes {above.weights.shape[1]} inputs, layer {i} gives {layer.weights.shape[0]}")
+    values = [calibration, *(a for layer in layers for a in (layer.weights, layer.bias))]
+    if not all(np.isfinite(v).all() for v in values):
+        raise UserError("weights or calibration samples hold numbers that are not finite")
+    quantisation = _range(calibration)
+    result = []
+    for i, (layer, output) in enumerate(zip(layers, forward(layers, calibration), strict=True)):
+        last = i == len(layers) - 1
+        target = _range(output, output_headroom if last else 1.0)
+        largest = np.abs(layer.weights).max(axis=1)
+        fallback = float(largest.max()) or 1.0
+        scales = np.where(largest > fallback * 1e-4, largest, fallback * 1e-4) / 127
+        scales = scales.astype(np.float32).astype(np.float64)
+        weights = np.clip(np.rint(layer.weights / scales[:, None]), -127, 127).astype(np.int8)
+        bias = np.rint(layer.bias / (scales * quantisation.scale))
+        result.append(
+            Dense(
+                name=f"dense_{i + 1}",
+                weights=weights,
+                bias=np.clip(bias, -_BIAS_MAX, _BIAS_MAX).astype(np.int32),
+                weight_scales=scales,
+                input=quantisation,
+                output=target,
+                relu=layer.relu,
+            )
+        )
+        quantisation = target
+    return Network(tuple(result), loss, tuple(labels), input_shape or (layers[0].weights.shape[1],), source)

@@ -1,0 +1,232 @@
+// The plan format, version 1, and the arithmetic of its records.
+//
+// This header is the one definition of every number that a plan (.ulm) is made of. The Python side is generated
+// from its #define lines into firmware/ulearn/layout.py (python -m ulearn_host.layout), so a line here is
+// `#define UL_NAME number` and nothing cleverer. Everything is little-endian; every offset is in bytes.
+//
+// FILE     header, then sections in ascending order of file offset, until the header's length is reached.
+// SECTION  u16 type, u16 flags (bit 0: a reader must understand it), u32 length, value, zeros up to a multiple of 8.
+// OPERAND  u32: buffer in the top 4 bits, offset in the lower 28. The value 0xFFFFFFFF means "none".
+// GRADIENT a tensor of integer mantissas with one exponent: i16 exponent, u16 max|mantissa|, i16 mantissa[n].
+//          real value = mantissa * 2^exponent; mantissas have 12 bits and stay within +-2047.
+#ifndef UL_FORMAT_H
+#define UL_FORMAT_H
+
+// File header: 96 bytes. The hash is SHA-256 of the whole file with the fields hash and tag as zeros.
+#define UL_MAGIC 0x504D4C75 // "uLMP"
+#define UL_VERSION 1
+#define UL_HEADER_BYTES 96
+#define UL_H_VERSION 4   // u16
+#define UL_H_FLAGS 6     // u16, no flag is defined yet
+#define UL_H_LENGTH 8    // u32, of the whole file
+#define UL_H_SECTIONS 12 // u16, how many; then u16 zero
+#define UL_H_MODEL_ID 16 // 16 bytes
+#define UL_H_HASH 32     // 32 bytes
+#define UL_H_TAG 64      // 32 bytes, an authentication tag; zeros: none
+#define UL_ID_BYTES 16
+
+#define UL_SECTION_REQUIRED 1
+#define UL_SECTION_IO 1      // the input, the output, the loss
+#define UL_SECTION_TENSORS 2 // the trainable tensors
+#define UL_SECTION_PROGRAM 3 // one per program
+#define UL_SECTION_CUTS 4
+#define UL_SECTION_FROZEN 5
+#define UL_SECTION_TRAIN 6  // the trainable blob as imported, canonical order
+#define UL_SECTION_STATE 7  // the first STATE
+#define UL_SECTION_SCALES 8 // f32 per channel of each trainable tensor; not read on a board unless asked for
+#define UL_SECTION_META 9   // JSON: labels, provenance, scheme, names
+
+// Section IO: 40 bytes.
+#define UL_IO_BYTES 40
+#define UL_IO_IN_SHAPE 0    // u16[4], NHWC without N: h, w, c, then 0
+#define UL_IO_IN_SCALE 8    // f32
+#define UL_IO_IN_ZERO 12    // i32
+#define UL_IO_OUT_SHAPE 16  // u16[4]
+#define UL_IO_OUT_SCALE 24  // f32
+#define UL_IO_OUT_ZERO 28   // i32
+#define UL_IO_LOSS 32       // u16: UL_LOSS_*; then u16 zero
+#define UL_IO_LOSS_SCALE 36 // f32: real loss = loss in STATE * this
+#define UL_LOSS_NONE 0
+#define UL_LOSS_SOFTMAX_CE 1
+#define UL_LOSS_MSE 2
+
+// Section TENSORS: entries of 32 bytes.
+#define UL_TENSOR_BYTES 32
+#define UL_T_ID 0       // u16
+#define UL_T_DTYPE 2    // u8: UL_DTYPE_*
+#define UL_T_FRACTION 3 // u8, fraction bits
+#define UL_T_FLAGS 4    // u16: UL_TENSOR_*
+#define UL_T_CAPACITY 6 // u16, channels there is room for
+#define UL_T_ACTIVE 8   // u16, channels in use; equal to the capacity in version 1; then u16 zero
+#define UL_T_SHAPE 12   // u16[4], OHWI
+#define UL_T_OFFSET 20  // u32, in TRAIN
+#define UL_T_SCALES 24  // u32, in SCALES: f32[capacity]; then u32 zero
+#define UL_DTYPE_INT8 1
+#define UL_DTYPE_INT16 2
+#define UL_DTYPE_INT32 3
+#define UL_TENSOR_SHARED 1
+#define UL_TENSOR_PERSONAL 2 // refused in version 1
+#define UL_TENSOR_RESIDUAL 4 // refused in version 1
+
+// Section CUTS: entries of 48 bytes. Running the records [0, record) leaves the features at the operand.
+#define UL_CUT_BYTES 48
+#define UL_C_NAME 0     // char[16]
+#define UL_C_PROGRAM 16 // u16, index among the PROGRAM sections
+#define UL_C_RECORD 18  // u16
+#define UL_C_OPERAND 20 // u32
+#define UL_C_LENGTH 24  // u32, bytes of features
+#define UL_C_SHAPE 28   // u16[4]
+#define UL_C_SCALE 36   // f32
+#define UL_C_ZERO 40    // i32; then u32 zero
+
+// Section PROGRAM: header of 64 bytes, then records. `sizes` is what each buffer must hold at least.
+#define UL_PROGRAM_BYTES 64
+#define UL_P_NAME 0          // char[16]
+#define UL_P_SIZES 16        // u32[7], by buffer
+#define UL_P_OUTPUT 44       // operand of the network's output
+#define UL_P_OUTPUT_BYTES 48 // u32
+#define UL_P_RECORDS 52      // u16, how many
+#define UL_P_KIND 54         // u8: UL_KIND_*
+#define UL_P_FLAGS 55        // u8, no flag is defined yet; then 8 bytes zero
+#define UL_KIND_FORWARD 1
+#define UL_KIND_TRAIN 2
+
+// Buffers. INPUT, FROZEN and TARGET are only read. ARENA, FROZEN, TRAIN, STATE and SCRATCH start at a multiple of 4.
+#define UL_BUF_INPUT 0
+#define UL_BUF_ARENA 1
+#define UL_BUF_FROZEN 2
+#define UL_BUF_TRAIN 3
+#define UL_BUF_STATE 4
+#define UL_BUF_SCRATCH 5 // what a kernel needs for itself; nothing in it outlives a record
+#define UL_BUF_TARGET 6  // u16 label, or int8 vector in the output's quantisation
+#define UL_BUFFERS 7
+#define UL_OPERAND_NONE 0xFFFFFFFF
+
+// STATE: a block of 48 bytes, then gains, gates, active sizes, zeros up to a multiple of 4.
+#define UL_STATE_BYTES 48
+#define UL_S_RNG 0        // u32, xorshift32, never 0
+#define UL_S_STEP 4       // u32, steps taken
+#define UL_S_LR_MANT 8    // u16: 0 or 1024..2047
+#define UL_S_LR_EXP 10    // i16: learning rate = mantissa * 2^exponent
+#define UL_S_SATURATED 12 // u32, gradient mantissas that were cut off
+#define UL_S_CLIPPED 16   // u32, weights and biases that hit the end of their range
+#define UL_S_SKIPPED 20   // u32, steps whose backward pass was skipped
+#define UL_S_LOSS 24      // i32, of the last step: softmax: 1024 * nats; mse: sum of squared differences
+#define UL_S_SKIP_BELOW 28 // u16: skip the backward pass when 65536 * max|p - y| is below this
+#define UL_S_FLAGS 30      // u16: bit 0, the loss found nothing to learn: backward records do nothing
+#define UL_S_N_GAINS 32    // u16
+#define UL_S_N_GATES 34    // u16
+#define UL_S_N_ACTIVE 36   // u16
+#define UL_S_GATES 38      // u16, offset of the first gate in STATE; then 8 bytes zero
+#define UL_STATE_NOTHING_TO_LEARN 1
+// A gain is i8 gain, u8 seen: while seen < 16 the kernel looks at the accumulators first and learns the gain.
+#define UL_GAIN_BYTES 2
+#define UL_GAIN_SAMPLES 16
+
+// Record: 64 bytes, read in place.
+#define UL_RECORD_BYTES 64
+#define UL_R_OP 0         // u8: UL_OP_*
+#define UL_R_MODE 1       // u8: UL_MODE_*
+#define UL_R_FLAGS 2      // u8: UL_FLAG_*
+#define UL_R_ROUNDING 3   // u8: UL_ROUND_*
+#define UL_R_GATE 4       // u16, offset of a gate (u8) in STATE; 0: none
+#define UL_R_GAIN 6       // u16, offset of a gain in STATE; 0: none
+#define UL_R_OPERANDS 8   // u32[6]
+#define UL_R_IN_H 32      // u16 in_h, in_w, in_c, out_h, out_w, out_c
+#define UL_R_IN_W 34
+#define UL_R_IN_C 36
+#define UL_R_OUT_H 38
+#define UL_R_OUT_W 40
+#define UL_R_OUT_C 42
+#define UL_R_KERNEL_H 44  // u8 kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left
+#define UL_R_ZERO_IN 50   // i8
+#define UL_R_ZERO_OUT 51  // i8
+#define UL_R_ACT_MIN 52   // i8
+#define UL_R_ACT_MAX 53   // i8
+#define UL_R_W_DTYPE 54   // u8: UL_DTYPE_INT8 or UL_DTYPE_INT16
+#define UL_R_FRACTION 55  // u8, fraction bits of int16 weights, 0..7
+#define UL_R_SCALE_MANT 56 // u16
+#define UL_R_SCALE_EXP 58  // i16
+#define UL_R_EXTRA 60      // u32
+#define UL_OPERANDS 6
+
+#define UL_MODE_APPLY 0
+#define UL_MODE_ACCUMULATE 1 // refused in version 1
+#define UL_MODE_SCORE 2      // refused in version 1
+
+#define UL_FLAG_MASK 1        // pass no gradient where the stored activation equals act_min
+#define UL_FLAG_GATE_DEEPER 2 // run when the gate or any gate after it is on
+
+#define UL_ROUND_NONE 0
+#define UL_ROUND_SINGLE 1 // floor((acc * multiplier + 2^(30 - shift)) / 2^(31 - shift)), one 64-bit rounding
+#define UL_ROUND_DOUBLE 2 // gemmlowp's two roundings; refused in version 1
+
+// The records. K = in_c, N = out_c. wq(w) is w itself for int8 weights and (w + 2^(f-1)) >> f for int16 with f
+// fraction bits. rshift(p, s), rounding half up: s in 1..30: (p + 2^(s-1)) >> s (exactly, no overflow); s > 30: 0;
+// s <= 0: p * 2^-s, saturated to +-2^30. bitlen(0) = 0.
+//
+// DENSE: 0 x int8[K], 1 y int8[N], 2 weights [N][K], 3 bias i32[N], 4 multiplier i32[N], 5 shift i8[N]
+//   acc = bias[n] + sum_k (x[k] - zero_in) * wq(w[n][k])                                   (mod 2^32)
+//   y[n] = clamp(round(acc, multiplier[n], shift[n]) + zero_out, act_min, act_max); shift is cut to -31..30 and
+//   the rounded value saturates to 32 bits.
+#define UL_OP_DENSE 1
+// RELU: 0 x int8[K], 1 y int8[K]. y = clamp(x, act_min, act_max). x and y may be the same.
+#define UL_OP_RELU 2
+// SOFTMAX_CE: 0 logits int8[N], 1 gradient[N], 2 exponential table u16[extra], 3 label u16
+//   e[n] = table[max(logits) - logits[n]], 0 beyond the table; S = sum e; d[n] = e[n] - (n == label ? S : 0)
+//   j = smallest with max|d| * 2^j >= S; k = j + 10
+//   mantissa[n] = sign(d[n]) * min(2047, floor(|d[n]| * 2^k / S + 1/2)); exponent = -k
+//   loss = ((log2q(S) - log2q(max(1, e[label]))) * 710 + 512) >> 10, where log2q(v) is
+//   1024 * log2(v) cut off: n = bitlen(v) - 1, x = floor(v * 2^15 / 2^n); ten times: x = floor(x^2 / 2^15), and
+//   the next bit of the result is x >= 2^16, after which such an x is halved.
+//   Nothing to learn: max|d| = 0 (then all mantissas and the exponent are 0), or floor(max|d| * 65536 / S) < skip_below.
+//   S = 0: the step is refused (UL_E_DATA). Takes the step counter on by one, as every loss does.
+#define UL_OP_SOFTMAX_CE 3
+// MSE: 0 output int8[N], 1 gradient[N], 2 none, 3 target int8[N]
+//   mantissa[n] = output[n] - target[n]; exponent = 0; loss = sum of squares. Nothing to learn: all are 0.
+//   The factor 2 * scale / N of the mean's derivative is part of the update records' scale.
+#define UL_OP_MSE 4
+// DENSE_BACK: the gradient at a dense layer's input.
+//   0 gradient_out[N], 1 gradient_in[K], 2 weights [N][K], 3 channel scales u16[N], 4 x int8[K] (with MASK)
+//   SCRATCH: i16[N] from offset 0. scale_exp: exponent of the channel scales.
+//   g[n] = (mantissa_out[n] * channel_scale[n] + 32768) >> 16; b = bitlen(max|g|)
+//   acc[k] = sum_n g[n] * wq(w[n][k]), taken as 0 where masked; a = bitlen(max|acc|)
+//   where a > 0 and the gain has seen < 16: gain = a - b if seen == 0 else max(gain, a - b); seen += 1
+//   s = clamp(b + gain - 10, 0, 30)                              (gain itself is cut to -31..31)
+//   mantissa_in[k] = clamp(rshift(acc[k], s), -2047, 2047), cut-offs counted as saturated
+//   exponent_in = clamp(exponent_out + scale_exp + s, -8192, 8192); all zero (exponent 0) when max|g| = 0.
+//   Where all acc are 0 the mantissas are 0 and the exponent follows the rule.
+#define UL_OP_DENSE_BACK 5
+// UPDATE_WEIGHT: 0 gradient_out[N], 1 x int8[K], 2 weights [N][K] in TRAIN, 3 table u16[N]
+//   One table entry is the reciprocal of the channel's weight scale: (1024 + (t & 1023)) * 2^(t >> 10).
+//   mul11(a, b): p = a * b; p >= 2^21: ((p + 1024) >> 11, 11) else ((p + 512) >> 10, 10); 2048 becomes 1024 with
+//   one more in the exponent; 0 stays (0, 0).
+//   (l, i) = mul11(scale_mant, lr_mant); (m, j) = mul11(l, 1024 + (t & 1023))
+//   s = -(exponent_out + scale_exp + lr_exp + i + j + (t >> 10))
+//   p = mantissa_out[n] * m * (x[k] - zero_in), for mantissa_out[n] != 0
+//   int16 weights: w -= rshift(p, s), saturated to +-32767
+//   int8 weights, stochastic rounding: one xorshift32 (13, 17, 5) draw r per weight in canonical order;
+//   s > 30: p >>= min(s - 30, 31), s = 30; s in 1..30: w -= (p + (r >> (32 - s))) >> s; s <= 0: as rshift;
+//   saturated to +-127. Saturations are counted as clipped.
+#define UL_OP_UPDATE_WEIGHT 6
+// UPDATE_BIAS: 0 gradient_out[N], 1 none, 2 bias i32[N] in TRAIN, 3 table u16[N]
+//   p = mantissa_out[n] * m; b = b - rshift(p, s), b cut to +-(2^30 - 1) before and after; cut-offs after count
+//   as clipped. m and s as in UPDATE_WEIGHT.
+#define UL_OP_UPDATE_BIAS 7
+
+#define UL_GRADIENT_HEADER 4
+#define UL_MANTISSA_MAX 2047
+#define UL_WEIGHT_MAX 512   // of wq for int16 weights: what bounds are computed with
+#define UL_BIAS_MAX 1073741823
+#define UL_CLASSES_MAX 8192
+#define UL_RECORDS_MAX 1024
+
+// What a run answers: the number of records done, or one of these.
+#define UL_E_BUFFER -1    // a buffer is missing or smaller than the program needs
+#define UL_E_ALIGNMENT -2 // a buffer does not start at a multiple of 4
+#define UL_E_RECORD -3    // a record type that this core does not know
+#define UL_E_RANGE -4     // first or count lie outside the program
+#define UL_E_LABEL -5     // the label is not below the number of classes
+#define UL_E_DATA -6      // a table makes the step impossible
+
+#endif

@@ -1,0 +1,91 @@
+#include "ul_records.h"
+
+static void begin(ul_state *state) {
+    state->step++;
+    state->flags &= (uint16_t)~UL_STATE_NOTHING_TO_LEARN;
+}
+
+static void nothing_to_learn(ul_state *state) {
+    state->flags |= UL_STATE_NOTHING_TO_LEARN;
+    state->skipped++;
+}
+
+// e[n] of one class; the logits are compared with their maximum, so the table starts at exp(0).
+static uint32_t exponential(const ul_record *r, const uint16_t *exp_table, int32_t below_max) {
+    return (uint32_t)below_max < r->extra ? exp_table[below_max] : 0;
+}
+
+int32_t ul_softmax_ce(const ul_buffer *table, const ul_record *r) {
+    const int8_t *const logits = ul_operand(table, r, 0);
+    ul_gradient *const gradient = ul_operand(table, r, 1);
+    const uint16_t *const exp_table = ul_operand(table, r, 2);
+    const uint8_t *const target = ul_operand(table, r, 3);
+    const uint32_t label = (uint32_t)target[0] | (uint32_t)target[1] << 8; // TARGET may lie anywhere
+    const uint32_t classes = r->out_c;
+    if (label >= classes) {
+        return UL_E_LABEL;
+    }
+    int32_t top = -128;
+    for (uint32_t n = 0; n < classes; n++) {
+        top = logits[n] > top ? logits[n] : top;
+    }
+    uint32_t sum = 0;
+    uint32_t largest = 0;
+    for (uint32_t n = 0; n < classes; n++) {
+        const uint32_t e = exponential(r, exp_table, top - logits[n]);
+        sum += e;
+        largest = n != label && e > largest ? e : largest;
+    }
+    if (sum == 0) {
+        return UL_E_DATA;
+    }
+    ul_state *const state = ul_state_of(table);
+    begin(state);
+    const uint32_t right = exponential(r, exp_table, top - logits[label]);
+    const uint32_t missing = sum - right; // |e - S| of the right class
+    largest = missing > largest ? missing : largest;
+    state->loss = ((ul_log2q10(sum) - ul_log2q10(right ? right : 1)) * 710 + 512) >> 10;
+
+    uint32_t rest;
+    if (largest == 0 || ul_fraction(largest, sum, 16, &rest) < state->skip_below) {
+        nothing_to_learn(state);
+    }
+    int32_t bits = 10;
+    for (uint32_t v = largest; v != 0 && v < sum; v <<= 1) {
+        bits++;
+    }
+    int32_t max = 0;
+    for (uint32_t n = 0; n < classes; n++) {
+        const uint32_t e = n == label ? missing : exponential(r, exp_table, top - logits[n]);
+        int32_t m = (int32_t)ul_fraction(e, sum, bits, &rest);
+        m += 2 * rest >= sum;
+        m = m > UL_MANTISSA_MAX ? UL_MANTISSA_MAX : m;
+        max = m > max ? m : max;
+        gradient->mantissa[n] = (int16_t)(n == label ? -m : m);
+    }
+    gradient->max = (uint16_t)max;
+    gradient->exponent = (int16_t)(largest ? -bits : 0);
+    return 0;
+}
+
+void ul_mse(const ul_buffer *table, const ul_record *r) {
+    const int8_t *const output = ul_operand(table, r, 0);
+    ul_gradient *const gradient = ul_operand(table, r, 1);
+    const int8_t *const target = ul_operand(table, r, 3);
+    ul_state *const state = ul_state_of(table);
+    begin(state);
+    int32_t loss = 0;
+    uint32_t max = 0;
+    for (uint32_t n = 0; n < r->out_c; n++) {
+        const int32_t difference = output[n] - target[n];
+        gradient->mantissa[n] = (int16_t)difference;
+        max = ul_abs(difference) > max ? ul_abs(difference) : max;
+        loss += difference * difference;
+    }
+    state->loss = loss;
+    gradient->max = (uint16_t)max;
+    gradient->exponent = 0;
+    if (max == 0) {
+        nothing_to_learn(state);
+    }
+}

@@ -1,0 +1,149 @@
+// Every rounding and scaling rule of the format, once. Plain 32-bit integer arithmetic: an ARMv6-M has no long
+// multiply, no divide and no count-leading-zeros, and a native module has no libgcc to call.
+#ifndef UL_MATH_H
+#define UL_MATH_H
+
+#include "ul_core.h"
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "plans are little-endian and read in place"
+#endif
+
+// Where a 64-bit product and a shift of it need no library call. UL_NO_LONG_MULTIPLY lets a test take the other way.
+#if (UINTPTR_MAX > 0xFFFFFFFF || __ARM_ARCH >= 7) && !defined(UL_NO_LONG_MULTIPLY)
+#define UL_HAVE_LONG_MULTIPLY
+#endif
+
+// Shifting a negative number right is arithmetic with every compiler this builds with; say so once.
+typedef char ul_arithmetic_shift_right[(-3 >> 1) == -2 ? 1 : -1];
+
+static inline uint32_t ul_abs(int32_t v) {
+    return v < 0 ? 0u - (uint32_t)v : (uint32_t)v;
+}
+
+static inline int32_t ul_clamp(int32_t v, int32_t low, int32_t high) {
+    return v < low ? low : v > high ? high : v;
+}
+
+static inline int32_t ul_bitlen(uint32_t v) {
+    int32_t n = 0;
+    for (int32_t s = 16; s; s >>= 1) {
+        if (v >> s) {
+            v >>= s;
+            n += s;
+        }
+    }
+    return n + (int32_t)v;
+}
+
+// p / 2^s, rounded half up; see UL_OP_DENSE in ul_format.h.
+static inline int32_t ul_rshift(int32_t p, int32_t s) {
+    if (s > 0) {
+        return s > 30 ? 0 : (p >> s) + ((p >> (s - 1)) & 1);
+    }
+    const int32_t top = (int32_t)1 << 30;
+    if (s < -30) {
+        return p == 0 ? 0 : p < 0 ? -top : top;
+    }
+    if (ul_abs(p) > (uint32_t)top >> -s) {
+        return p < 0 ? -top : top;
+    }
+    return p * ((int32_t)1 << -s);
+}
+
+// A product of two 11-bit mantissas, brought back to 11 bits; adds what it shifted to *exponent.
+static inline uint32_t ul_mul11(uint32_t a, uint32_t b, int32_t *exponent) {
+    uint32_t p = a * b;
+    if (p == 0) {
+        return 0;
+    }
+    const int32_t s = p >= (uint32_t)1 << 21 ? 11 : 10;
+    p = (p + ((uint32_t)1 << (s - 1))) >> s;
+    *exponent += s;
+    if (p == 2048) {
+        p = 1024;
+        *exponent += 1;
+    }
+    return p;
+}
+
+// The 64-bit product of two int32 as two halves, from 16-bit pieces.
+static inline void ul_product(int32_t a, int32_t b, int32_t *high, uint32_t *low) {
+    const uint32_t al = (uint32_t)a & 0xFFFF, bl = (uint32_t)b & 0xFFFF;
+    const int32_t ah = a >> 16, bh = b >> 16;
+    const uint32_t ll = al * bl;
+    const int32_t lh = (int32_t)(ll >> 16); // below 2^16
+    // ah * bl lies within +-2^31, so the sum with 16 more bits needs care: split it before adding.
+    const int32_t p = ah * (int32_t)bl, q = (int32_t)al * bh;
+    const int32_t middle = (p & 0xFFFF) + (q & 0xFFFF) + lh;
+    *low = ((uint32_t)middle << 16) | (ll & 0xFFFF);
+    *high = ah * bh + (p >> 16) + (q >> 16) + (middle >> 16);
+}
+
+// UL_ROUND_SINGLE: floor((acc * multiplier + 2^(30 - shift)) / 2^(31 - shift)), saturated to 32 bits.
+static inline int32_t ul_round_single(int32_t acc, int32_t multiplier, int32_t shift) {
+    const int32_t s = 31 - ul_clamp(shift, -31, 30); // 1..62
+#if defined(UL_HAVE_LONG_MULTIPLY)
+    const int64_t v = ((int64_t)acc * multiplier + ((int64_t)1 << (s - 1))) >> s;
+    return v > INT32_MAX ? INT32_MAX : v < INT32_MIN ? INT32_MIN : (int32_t)v;
+#else
+    int32_t high;
+    uint32_t low;
+    ul_product(acc, multiplier, &high, &low);
+    if (s > 32) {
+        return (high >> (s - 32)) + ((high >> (s - 33)) & 1);
+    }
+    const uint32_t half = (low >> (s - 1)) & 1;
+    if (s == 32) {
+        return high == INT32_MAX && half ? INT32_MAX : high + (int32_t)half;
+    }
+    // The result is (high:low >> s) + half; it fits when the bits above its sign bit all equal it.
+    const int32_t sign = high >> (s - 1);
+    if (sign != 0 && sign != -1) {
+        return high < 0 ? INT32_MIN : INT32_MAX;
+    }
+    const int32_t v = (int32_t)(((uint32_t)high << (32 - s)) | (low >> s));
+    return v == INT32_MAX && half ? INT32_MAX : v + (int32_t)half;
+#endif
+}
+
+// floor(n * 2^bits / d) and what is left over, for n <= d < 2^31: one bit a turn.
+static inline uint32_t ul_fraction(uint32_t n, uint32_t d, int32_t bits, uint32_t *rest) {
+    uint32_t q = n >= d;
+    n -= q ? d : 0;
+    while (bits-- > 0) {
+        n <<= 1;
+        q <<= 1;
+        if (n >= d) {
+            n -= d;
+            q |= 1;
+        }
+    }
+    *rest = n;
+    return q;
+}
+
+// 1024 * log2(v) for v >= 1, floor: the integer part is the bit length, each squaring yields one bit more.
+static inline int32_t ul_log2q10(uint32_t v) {
+    const int32_t n = ul_bitlen(v) - 1;
+    uint32_t x = n > 15 ? v >> (n - 15) : v << (15 - n);
+    int32_t result = n;
+    for (int32_t i = 0; i < 10; i++) {
+        x = (x * x) >> 15;
+        result <<= 1;
+        if (x >> 16) {
+            x >>= 1;
+            result |= 1;
+        }
+    }
+    return result;
+}
+
+static inline uint32_t ul_xorshift32(uint32_t x) {
+    x ^= x << 13;
+    x ^= x >> 17;
+    x ^= x << 5;
+    return x;
+}
+
+#endif
