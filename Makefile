@@ -55,7 +55,7 @@ $(VENV)/.installed: $(EXTENSION)
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv and headers: name one with PYTHON=" >&2; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing ulearn into $(VENV) (about 1 min)"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 lint: $(VENV)/.installed

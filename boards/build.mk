@@ -46,7 +46,9 @@ NATIVE := $(foreach arch,$(NATIVE_NAMES),$(call stamp,native-$(arch),$(KERNEL_FI
 .NOTPARALLEL:
 
 all: $(UNIX) $(UNIX_KERNELS) $(QEMU) native
+	@:
 native: $(NATIVE)
+	@:
 
 $(FETCHED):
 	@ULEARN_CACHE=$(CACHE) $(REPOSITORY)/boards/fetch_micropython.sh

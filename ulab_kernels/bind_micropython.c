@@ -34,8 +34,8 @@ static mp_obj_t run(size_t n_args, const mp_obj_t *args) {
             table[b].bytes = info.len;
         }
     }
-    const mp_int_t index = n_args > 4 ? mp_obj_get_int(args[4]) : -1;
-    int32_t code = ul_index(program.buf, program.len, table, (int32_t)index);
+    const int32_t index = n_args > 4 ? (int32_t)mp_obj_get_int(args[4]) : -1;
+    int32_t code = ul_index(program.buf, program.len, table, index);
     if (code == 0) {
         code = ul_run(program.buf, program.len, table, (uint32_t)mp_obj_get_int(args[2]),
             (uint32_t)mp_obj_get_int(args[3]));

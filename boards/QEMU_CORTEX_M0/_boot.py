@@ -1,5 +1,6 @@
 # Mount the flash as every board does, and format it when it is empty.
-import vfs, flash
+import flash
+import vfs
 
 try:
     fs = vfs.VfsLfs2(flash, progsize=256)

@@ -1,6 +1,11 @@
 # A raw REPL on stdin and stdout, as a board has it: the Unix port before 1.27 has none, and mpremote
 # needs one. The folder it is started in becomes the board's file system. Ends with 0 for a soft reset.
-import io, micropython, os, sys, vfs
+import io
+import os
+import sys
+
+import micropython
+import vfs
 
 _WINDOW = micropython.const(32768)  # bytes the host may send in raw-paste mode before it must wait
 

@@ -45,7 +45,7 @@ class Decoder:
     """Finds frames in a stream of bytes, inside one buffer of `size` bytes that never grows.
 
     Fill `space()` and say how much with `filled(n)` (or `feed(data)`), then call `next()` until it says False. After a
-    True, `kind`, `session`, `sequence` and `payload` are the frame's; `payload` is a view, valid until the next `next()`.
+    True, `kind`, `session`, `sequence` and `payload` are the frame's; `payload` is a view, valid until the next call.
     Bytes that belong to no frame are counted in `skipped` and handed to `log`, if there is one; `broken` counts frames
     with a good header and a bad end.
     """

@@ -4,11 +4,11 @@ from binascii import crc32
 
 from .compat import const
 
-_MAGIC = b"uLUP"
-_VERSION = const(1)
+MAGIC = b"uLUP"
+VERSION = const(1)
 # magic, version, encoding, bytes in all, model id, base id, samples, values, saturated, modulus bits of weights, of
 # biases, zero
-_HEADER = "<4sHHI16s16sIIIHHI"
+HEADER = "<4sHHI16s16sIIIHHI"
 HEADER_BYTES = const(64)
 DENSE = const(1)  # every difference in canonical order: int16 for weights, int32 for biases
 _TENSOR_BYTES = const(32)
@@ -59,7 +59,7 @@ def make(model, num_samples):
             struct.pack_into("<i" if wide else "<h", out, at, d)
             at += 4 if wide else 2
         values += count
-    struct.pack_into(_HEADER, out, 0, _MAGIC, _VERSION, DENSE, size, model.model_id, model.base_id, num_samples, values,
+    struct.pack_into(HEADER, out, 0, MAGIC, VERSION, DENSE, size, model.model_id, model.base_id, num_samples, values,
                      saturated, 16, 32, 0)
     struct.pack_into("<I", out, size - 4, crc32(memoryview(out)[: size - 4]) & 0xFFFFFFFF)
     return bytes(out)
@@ -70,11 +70,11 @@ def parse(data, table):
     if len(data) < HEADER_BYTES + 4:
         raise ValueError("update: cut short: %d bytes" % len(data))
     magic, version, encoding, size, model_id, base, samples, values, saturated, bits, wide, zero = struct.unpack_from(
-        _HEADER, data, 0)
-    if magic != _MAGIC:
+        HEADER, data, 0)
+    if magic != MAGIC:
         raise ValueError("update: it does not begin with 'uLUP'")
-    if version != _VERSION:
-        raise ValueError("update: version %d, expected %d" % (version, _VERSION))
+    if version != VERSION:
+        raise ValueError("update: version %d, expected %d" % (version, VERSION))
     if encoding != DENSE or (bits, wide, zero) != (16, 32, 0):
         raise ValueError("update: encoding %d with %d and %d bits is not supported yet" % (encoding, bits, wide))
     if size != len(data):

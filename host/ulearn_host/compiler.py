@@ -402,7 +402,7 @@ def compile_plan(network: Network, options: Options | None = None, state: bytes 
     last = network.layers[-1]
     loss = n.LOSS_SOFTMAX_CE if network.loss == "softmax_ce" else n.LOSS_MSE
     loss_scale = 1 / 1024 if network.loss == "softmax_ce" else last.output.scale**2 / last.outputs
-    io = struct.pack("<4Hfi", *_shape(network.input_shape), network.layers[0].input.scale, network.layers[0].input.zero)
+    io = struct.pack("<4Hfi", *_shape(network.input_shape or (network.layers[0].inputs,)), network.layers[0].input.scale, network.layers[0].input.zero)
     io += struct.pack("<4Hfi", *_shape((last.outputs,)), last.output.scale, last.output.zero)
     io += struct.pack("<HHf", loss, 0, loss_scale)
     meta = {

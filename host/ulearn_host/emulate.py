@@ -136,7 +136,10 @@ class EmulatedBoard:
         return self._process is not None and self._process.poll() is None
 
     def interrupt(self) -> None:
-        """Interrupt a running program of the Unix board, which cannot see a Ctrl-C on its wire (the Cortex-M0 does)."""
+        """Interrupt a running program of the Unix board, which cannot see a Ctrl-C on its wire; the Cortex-M0 can.
+
+        A program that has called micropython.kbd_intr(-1) ends with its board.
+        """
         if self.name == "UNIX":
             self._signal(signal.SIGINT)
 

@@ -1,0 +1,516 @@
+# The executor for firmware that has ulab and lacks the kernels; under CPython numpy stands in for ulab. It answers with
+# the same bits as the C core. ul_format.h defines the arithmetic of each record; comments here only say how floats,
+# which is what ulab calculates in, come to give exact integers.
+import struct
+
+try:
+    from ulab import numpy as np
+
+    name = "ulab"
+except ImportError:
+    import numpy as np
+
+    name = "numpy"
+
+from .compat import const
+
+_PROGRAM_BYTES = const(64)
+_P_SIZES = const(16)
+_P_RECORDS = const(52)
+_BUF_INPUT = const(0)
+_BUF_STATE = const(4)
+_BUF_SCRATCH = const(5)
+_BUF_TARGET = const(6)
+_BUFFERS = const(7)
+_S_RNG = const(0)
+_S_STEP = const(4)
+_S_LR_MANT = const(8)
+_S_SATURATED = const(12)
+_S_CLIPPED = const(16)
+_S_SKIPPED = const(20)
+_S_LOSS = const(24)
+_S_SKIP_BELOW = const(28)
+_S_FLAGS = const(30)
+_S_N_GATES = const(34)
+_S_GATES = const(38)
+_STATE_NOTHING_TO_LEARN = const(1)
+_GAIN_SAMPLES = const(16)
+_RECORD_BYTES = const(64)
+_DTYPE_INT16 = const(2)
+_FLAG_MASK = const(1)
+_FLAG_GATE_DEEPER = const(2)
+_OP_DENSE = const(1)
+_OP_RELU = const(2)
+_OP_SOFTMAX_CE = const(3)
+_OP_MSE = const(4)
+_OP_DENSE_BACK = const(5)
+_OP_UPDATE_WEIGHT = const(6)
+_OP_UPDATE_BIAS = const(7)
+_GRADIENT_HEADER = const(4)
+_MANTISSA_MAX = const(2047)
+_BIAS_MAX = const(1073741823)
+_E_BUFFER = const(-1)
+_E_RECORD = const(-3)
+_E_RANGE = const(-4)
+_E_LABEL = const(-5)
+_E_DATA = const(-6)
+
+_BLOCK = const(1024)  # weights that are converted at a time
+_LOW = const(4096)  # a long sum is kept as high * 4096 + low
+
+# Integers up to here are exact in ulab's floats. float() is called when this is imported, on the board, because a
+# cross-compiler may calculate with other floats.
+_EXACT = 1 << (53 if float(16777217) > 16777216.0 else 24)
+
+
+class _Record:
+    # A record's fields, and its operands as views of the buffers.
+    def __init__(self, program, at, buffers):
+        fields = struct.unpack_from("<BxBx2H6I4xH4xH6x4b2BHhI", program, at)
+        self.op, self.flags, self.gate, self.gain = fields[:4]
+        self.operands = fields[4:10]
+        self.k, self.n, self.zero_in, self.zero_out, self.act_min, self.act_max = fields[10:16]
+        self.w_dtype, self.fraction, self.scale_mant, self.scale_exp, self.extra = fields[16:]
+        self.buffers = buffers
+        self.state = buffers[_BUF_STATE]
+
+    def bytes(self, index, size):
+        operand = self.operands[index]
+        offset = operand & 0x0FFFFFFF
+        return self.buffers[operand >> 28][offset : offset + size]
+
+    def int8(self, index, count):
+        return np.frombuffer(self.bytes(index, count), dtype=np.int8)
+
+    def centred(self, index):
+        # The layer's input without its zero point, as floats.
+        return self.int8(index, self.k) * 1.0 - float(self.zero_in)
+
+    def weights(self, index):
+        if self.w_dtype == _DTYPE_INT16:
+            flat = np.frombuffer(self.bytes(index, 2 * self.n * self.k), dtype=np.int16)
+        else:
+            flat = self.int8(index, self.n * self.k)
+        return flat.reshape((self.n, self.k))
+
+    def used(self, weights):
+        # Some rows of the weights as the layer uses them, still int16: every step of this fits.
+        f = self.fraction
+        if self.w_dtype != _DTYPE_INT16 or f == 0:
+            return weights
+        return np.right_shift(weights, f) + np.bitwise_and(np.right_shift(weights, f - 1), 1)
+
+    def used_max(self):
+        if self.w_dtype != _DTYPE_INT16:
+            return 128
+        return 32768 >> self.fraction
+
+    def gradient(self, index, count):
+        # Exponent and mantissas, cut to what a record can have written.
+        data = self.bytes(index, _GRADIENT_HEADER + 2 * count)
+        mantissas = struct.unpack_from("<%dh" % count, data, _GRADIENT_HEADER)
+        cut = [max(-_MANTISSA_MAX, min(_MANTISSA_MAX, m)) for m in mantissas]
+        return struct.unpack_from("<h", data, 0)[0], cut
+
+    def store_gradient(self, index, exponent, mantissas, largest):
+        data = self.bytes(index, _GRADIENT_HEADER + 2 * len(mantissas))
+        struct.pack_into("<hH", data, 0, exponent, largest)
+        np.frombuffer(data[_GRADIENT_HEADER:], dtype=np.int16)[:] = mantissas
+
+    def count(self, counter, more):
+        value = struct.unpack_from("<I", self.state, counter)[0] + more
+        struct.pack_into("<I", self.state, counter, value & 0xFFFFFFFF)
+
+    def is_backward(self):
+        return self.op in (_OP_DENSE_BACK, _OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS)
+
+    def is_on(self):
+        # Whether a backward record runs: the loss found something to learn, and its gates are open.
+        state, gate = self.state, self.gate
+        if struct.unpack_from("<H", state, _S_FLAGS)[0] & _STATE_NOTHING_TO_LEARN:
+            return False
+        if gate == 0:
+            return True
+        if not self.flags & _FLAG_GATE_DEEPER:
+            return state[gate] != 0
+        gates_end = struct.unpack_from("<H", state, _S_GATES)[0] + struct.unpack_from("<H", state, _S_N_GATES)[0]
+        return any(state[gate : min(gates_end, len(state))])
+
+
+# Integers.
+
+
+def _bitlen(v):
+    n = 0
+    while v:
+        v >>= 1
+        n += 1
+    return n
+
+
+def _rshift(p, s):
+    if s > 30:
+        return 0
+    if s > 0:
+        return (p + (1 << (s - 1))) >> s
+    # 31 places saturate everything but 0 as well as thousands do.
+    return max(-(1 << 30), min(1 << 30, p << min(-s, 31)))
+
+
+def _int32(v):
+    return ((v + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+
+
+def _mul11(a, b):
+    p = a * b
+    if p == 0:
+        return 0, 0
+    s = 11 if p >= 1 << 21 else 10
+    p = (p + (1 << (s - 1))) >> s
+    return (1024, s + 1) if p == 2048 else (p, s)
+
+
+def _log2q10(v):
+    n = _bitlen(v) - 1
+    x = v >> (n - 15) if n > 15 else v << (15 - n)
+    for _ in range(10):
+        x = (x * x) >> 15
+        n <<= 1
+        if x >> 16:
+            x >>= 1
+            n |= 1
+    return n
+
+
+# Exact sums from float dots.
+
+
+def _pieces(vector, weight_max):
+    # Cuts a vector so that no partial sum of a piece's dot with weights up to weight_max exceeds the exact integers.
+    limit = _EXACT // weight_max
+    count = len(vector)
+    if int(np.sum(abs(vector))) <= limit:
+        return ((0, count),)
+    pieces = []
+    start = size = 0
+    for i in range(count):
+        v = abs(int(vector[i]))
+        size += v
+        if size > limit:
+            pieces.append((start, i))
+            start, size = i, v
+    pieces.append((start, count))
+    return pieces
+
+
+def _column_sums(r, g):
+    # sum_n g[n] * wq(w[n][k]) for all k, as two arrays (high, low) of exact floats: high * _LOW + low, 0 <= low < _LOW.
+    weights, top = r.weights(2), r.used_max()
+    high, low = np.zeros(r.k), np.zeros(r.k)
+    parts = ((g, 1.0),)
+    if int(np.max(abs(g))) * top > _EXACT:
+        # Not even one product fits (fractions 0 and 1 in float32): take the upper and the lower half of g apart.
+        upper = np.floor(g * (1.0 / 64))
+        parts = ((upper, 64.0), (g - upper * 64.0, 1.0))
+    rows = max(1, _BLOCK // r.k)
+    for part, unit in parts:
+        for start, stop in _pieces(part, top):
+            piece = np.zeros(r.k)
+            for n in range(start, stop, rows):
+                end = min(n + rows, stop)
+                piece += np.dot(part[n:end], r.used(weights[n:end]))
+            piece *= unit
+            carry = np.floor(piece * (1.0 / _LOW))
+            high += carry
+            low += piece - carry * float(_LOW)
+    carry = np.floor(low * (1.0 / _LOW))
+    high += carry
+    low -= carry * float(_LOW)
+    # The accumulator has 32 bits.
+    high -= np.floor((high + 524288.0) * (1.0 / 1048576)) * 1048576.0
+    return high, low
+
+
+def _largest(high, low):
+    # max |high * _LOW + low| as an integer: compare the high parts, then the low ones that go with the extremes.
+    top, bottom = np.max(high), np.min(high)
+    most = int(top) * _LOW + int(np.max(low * (high == top)))
+    least = int(bottom) * _LOW + _LOW + int(np.min((low - float(_LOW)) * (high == bottom)))
+    return max(most, -least)
+
+
+def _rounded(high, low, s):
+    # rshift(high * _LOW + low, s), exactly wherever the answer is within 2^16.
+    if s > 12:
+        # low cannot carry into what is left, so it drops out.
+        return np.floor((high + float(1 << (s - 13))) * (1.0 / (1 << (s - 12))))
+    # The sum is inexact only from _EXACT on, and the answer then out of reach of every clamp.
+    return np.floor((high * float(_LOW) + low + float(1 << s >> 1)) * (1.0 / (1 << s)))
+
+
+# The records.
+
+
+def _dense(r):
+    x, y, weights = r.centred(0), r.int8(1, r.n), r.weights(2)
+    bias, multiplier, shift = r.bytes(3, 4 * r.n), r.bytes(4, 4 * r.n), r.int8(5, r.n)
+    pieces = _pieces(x, r.used_max())
+    low, high = r.act_min - r.zero_out, r.act_max - r.zero_out
+    rows = max(1, _BLOCK // r.k)
+    for n in range(0, r.n, rows):
+        end = min(n + rows, r.n)
+        block = r.used(weights[n:end])
+        numbers = "<%di" % (end - n)
+        sums = struct.unpack_from(numbers, bias, 4 * n)
+        for start, stop in pieces:
+            dots = np.dot(block[:, start:stop], x[start:stop]).tolist()
+            sums = [a + int(b) for a, b in zip(sums, dots)]
+        outputs = []
+        for acc, m, left in zip(sums, struct.unpack_from(numbers, multiplier, 4 * n), shift[n:end].tolist()):
+            s = 31 - max(-31, min(30, left))
+            v = (_int32(acc) * m + (1 << (s - 1))) >> s
+            outputs.append(max(low, min(high, v)) + r.zero_out)
+        y[n:end] = np.array(outputs, dtype=np.int8)
+    return 0
+
+
+def _relu(r):
+    r.int8(1, r.k)[:] = np.clip(r.int8(0, r.k) * 1.0, float(r.act_min), float(r.act_max))
+    return 0
+
+
+def _begin_step(r, loss, nothing_to_learn):
+    r.count(_S_STEP, 1)
+    struct.pack_into("<i", r.state, _S_LOSS, loss)
+    flags = struct.unpack_from("<H", r.state, _S_FLAGS)[0] & ~_STATE_NOTHING_TO_LEARN
+    if nothing_to_learn:
+        flags |= _STATE_NOTHING_TO_LEARN
+        r.count(_S_SKIPPED, 1)
+    struct.pack_into("<H", r.state, _S_FLAGS, flags)
+
+
+def _softmax_ce(r):
+    label = struct.unpack_from("<H", r.bytes(3, 2), 0)[0]
+    if label >= r.n:
+        return _E_LABEL
+    logits, table = r.int8(0, r.n).tolist(), r.bytes(2, 2 * r.extra)
+    top = max(logits)
+    e = [struct.unpack_from("<H", table, 2 * (top - q))[0] if top - q < r.extra else 0 for q in logits]
+    total = sum(e)
+    if total == 0:
+        return _E_DATA
+    right = max(1, e[label])
+    e[label] = total - e[label]  # |d[n]| from here on
+    largest = max(e)
+    skip_below = struct.unpack_from("<H", r.state, _S_SKIP_BELOW)[0]
+    loss = ((_log2q10(total) - _log2q10(right)) * 710 + 512) >> 10
+    _begin_step(r, loss, largest == 0 or (largest << 16) // total < skip_below)
+    bits = 10
+    while largest and largest << (bits - 10) < total:
+        bits += 1
+    mantissas = [min(_MANTISSA_MAX, ((d << (bits + 1)) + total) // (2 * total)) for d in e]
+    most = max(mantissas)
+    mantissas[label] = -mantissas[label]
+    r.store_gradient(1, -bits if largest else 0, np.array(mantissas, dtype=np.int16), most)
+    return 0
+
+
+def _mse(r):
+    differences = [a - b for a, b in zip(r.int8(0, r.n).tolist(), r.int8(3, r.n).tolist())]
+    most = max(max(differences), -min(differences))
+    _begin_step(r, sum([d * d for d in differences]), most == 0)
+    r.store_gradient(1, 0, np.array(differences, dtype=np.int16), most)
+    return 0
+
+
+def _gain(r, needed):
+    # The gain at work: what STATE holds, after it has learnt from this step's accumulators if it still does.
+    gain, seen = struct.unpack_from("<bB", r.state, r.gain)
+    if needed is not None:
+        gain = needed if seen == 0 else max(gain, needed)
+        struct.pack_into("<bB", r.state, r.gain, gain, seen + 1)
+    return max(-31, min(31, gain))
+
+
+def _dense_back(r):
+    exponent, mantissas = r.gradient(0, r.n)
+    scales = struct.unpack_from("<%dH" % r.n, r.bytes(3, 2 * r.n), 0)
+    # In SCRATCH as the C core has it, so that whole tables can be compared.
+    g = np.frombuffer(r.buffers[_BUF_SCRATCH][: 2 * r.n], dtype=np.int16)
+    g[:] = np.array([(m * c + 32768) >> 16 for m, c in zip(mantissas, scales)], dtype=np.int16)
+    g = g * 1.0
+    most = int(np.max(abs(g)))
+    if most == 0:
+        r.store_gradient(1, 0, np.zeros(r.k), 0)
+        return 0
+    bits = _bitlen(most)
+    high, low = _column_sums(r, g)
+    if r.flags & _FLAG_MASK:
+        mask = r.int8(4, r.k) != r.act_min
+        high *= mask * 1.0
+        low *= mask * 1.0
+    needed = None
+    if r.state[r.gain + 1] < _GAIN_SAMPLES:
+        top = _largest(high, low)
+        needed = _bitlen(top) - bits if top else None
+    s = max(0, min(30, bits + _gain(r, needed) - 10))
+    m = _rounded(high, low, s)
+    limit = float(_MANTISSA_MAX)
+    most = np.max(abs(m))
+    if most > limit:
+        r.count(_S_SATURATED, int(np.sum(abs(m) > limit)))
+        m = np.clip(m, -limit, limit)
+        most = limit
+    exponent = max(-8192, min(8192, exponent + r.scale_exp + s))
+    r.store_gradient(1, exponent, m, int(most))
+    return 0
+
+
+def _channels(r):
+    # Of each output channel that has a gradient: its number, the factor of its products, the shift that ends them.
+    exponent, mantissas = r.gradient(0, r.n)
+    table = r.bytes(3, 2 * r.n)
+    lr_mant, lr_exp = struct.unpack_from("<Hh", r.state, _S_LR_MANT)
+    rate, i = _mul11(r.scale_mant, lr_mant & 2047)
+    for n in range(r.n):
+        if mantissas[n]:
+            t = struct.unpack_from("<H", table, 2 * n)[0]
+            m, j = _mul11(rate, 1024 + (t & 1023))
+            yield n, mantissas[n] * m, -(exponent + r.scale_exp + lr_exp + i + j + (t >> 10))
+
+
+def _steps(x, factor, s, reach):
+    # rshift(x * factor, s) as an array, exactly wherever the answer is within 2^16: beyond, any weight saturates.
+    if s > 30:
+        return np.zeros(len(x))
+    if s <= 0:
+        return x * (float(factor) * float(1 << min(-s, 30)))
+    half, unit = float(1 << (s - 1)), 1.0 / (1 << s)
+    if s < 8 or abs(factor) * reach + (1 << (s - 1)) <= _EXACT:
+        return np.floor((x * float(factor) + half) * unit)
+    # |factor| < 2^22: its upper 15 bits and its lower 7 each have an exact product with x.
+    lower = np.floor(x * float(factor & 127) * (1.0 / 128))
+    return np.floor((x * float(factor >> 7) + lower + half * (1.0 / 128)) * (unit * 128.0))
+
+
+def _update_int16(r, x, weights):
+    clipped = 0
+    limit = 32767.0
+    reach = int(np.max(abs(x)))
+    for n, factor, s in _channels(r):
+        row = weights[n]
+        if 0 < s <= 30 and abs(factor) * reach < 1 << (s - 1) and np.min(row) >= -32767:
+            continue  # every step rounds to 0
+        value = row * 1.0 - _steps(x, factor, s, reach)
+        over = int(np.sum(abs(value) > limit))
+        if over:
+            clipped += over
+            value = np.clip(value, -limit, limit)
+        weights[n] = value
+    return clipped
+
+
+def _update_int8(r, x, weights):
+    # One draw a weight, so a loop. The generator is kept as two halves: boards box integers of 31 bits and more.
+    clipped = 0
+    inputs = [int(v) for v in x]
+    lo, hi = struct.unpack_from("<HH", r.state, _S_RNG)
+    for n, factor, shift in _channels(r):
+        s = min(shift, 30)
+        extra = min(shift - s, 31)
+        row = weights[n].tolist()
+        for k in range(r.k):
+            hi ^= (hi << 13 | lo >> 3) & 0xFFFF
+            lo ^= (lo << 13) & 0xFFFF
+            lo ^= hi >> 1
+            hi ^= (hi << 5 | lo >> 11) & 0xFFFF
+            lo ^= (lo << 5) & 0xFFFF
+            p = factor * inputs[k]
+            if s > 0:
+                step = ((p >> extra) + ((hi << 14 | lo >> 2) >> (30 - s))) >> s
+            else:
+                step = _rshift(p, s)
+            value = row[k] - step
+            if not -127 <= value <= 127:
+                clipped += 1
+                value = 127 if value > 0 else -127
+            row[k] = value
+        weights[n] = np.array(row, dtype=np.int8)
+    struct.pack_into("<HH", r.state, _S_RNG, lo, hi)
+    return clipped
+
+
+def _update_weight(r):
+    update = _update_int16 if r.w_dtype == _DTYPE_INT16 else _update_int8
+    r.count(_S_CLIPPED, update(r, r.centred(1), r.weights(2)))
+    return 0
+
+
+def _update_bias(r):
+    bias = r.bytes(2, 4 * r.n)
+    clipped = 0
+    for n, factor, s in _channels(r):
+        before = max(-_BIAS_MAX, min(_BIAS_MAX, struct.unpack_from("<i", bias, 4 * n)[0]))
+        value = before - _rshift(factor, s)
+        cut = max(-_BIAS_MAX, min(_BIAS_MAX, value))
+        clipped += cut != value
+        struct.pack_into("<i", bias, 4 * n, cut)
+    r.count(_S_CLIPPED, clipped)
+    return 0
+
+
+_RECORDS = {
+    _OP_DENSE: _dense,
+    _OP_RELU: _relu,
+    _OP_SOFTMAX_CE: _softmax_ce,
+    _OP_MSE: _mse,
+    _OP_DENSE_BACK: _dense_back,
+    _OP_UPDATE_WEIGHT: _update_weight,
+    _OP_UPDATE_BIAS: _update_bias,
+}
+
+
+def _buffer(item):
+    # Any dense buffer as a memoryview of bytes: MicroPython's memoryview has no cast.
+    return memoryview(b"") if item is None else memoryview(np.frombuffer(item, dtype=np.uint8))
+
+
+def _select(buffers, sizes, index):
+    # Without an index INPUT and TARGET hold one sample exactly; with one they are arrays of samples, moved to it.
+    for kind in (_BUF_INPUT, _BUF_TARGET):
+        size, have = sizes[kind], len(buffers[kind])
+        at = max(index, 0) * size
+        if size and (have < at + size or (index < 0 and have != size)):
+            return False
+        if size:
+            buffers[kind] = buffers[kind][at : at + size]
+    return True
+
+
+def run(program, table, first, count, index=-1):
+    # Runs records [first, first + count): the number of records done, or a negative UL_E_ code, as ul_run answers.
+    if len(table) != _BUFFERS:
+        raise ValueError("run: the table has %d buffers, expected %d" % (len(table), _BUFFERS))
+    program = _buffer(program)
+    if len(program) < _PROGRAM_BYTES:
+        return _E_BUFFER
+    sizes = struct.unpack_from("<7I", program, _P_SIZES)
+    buffers = [_buffer(item) for item in table]
+    if not _select(buffers, sizes, index):
+        return _E_BUFFER
+    records = struct.unpack_from("<H", program, _P_RECORDS)[0]
+    if len(program) < _PROGRAM_BYTES + records * _RECORD_BYTES:
+        return _E_BUFFER
+    if first < 0 or count < 0 or first + count > records:
+        return _E_RANGE
+    if any([len(data) < size for data, size in zip(buffers, sizes)]):
+        return _E_BUFFER
+    for i in range(first, first + count):
+        r = _Record(program, _PROGRAM_BYTES + i * _RECORD_BYTES, buffers)
+        if r.is_backward() and not r.is_on():
+            continue
+        work = _RECORDS.get(r.op)
+        code = work(r) if work else _E_RECORD
+        if code < 0:
+            return code
+    return count

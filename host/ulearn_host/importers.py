@@ -1,0 +1,122 @@
+"""Trained float networks from where users have them: scikit-learn and plain npz files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulearn_host.errors import UserError
+from ulearn_host.network import Loss
+from ulearn_host.quantise import FloatDense
+
+
+def from_npz(path: Path) -> list[FloatDense]:
+    """A multi-layer perceptron from an npz of w0, b0, w1, b1, ... (float).
+
+    wI: [inputs, outputs] as in x @ w + b; a transposed one is recognised by its bias (a square one cannot be).
+    bI: [outputs]. Every layer but the last is followed by a ReLU. Raises UserError when something is missing.
+    """
+    arrays = load_arrays(path)
+    layers: list[FloatDense] = []
+    count = sum(1 for name in arrays if name.startswith("w") and name[1:].isdigit())
+    if not count:
+        raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}, expected weights w0, b0, w1, b1, ...")
+    for i in range(count):
+        if f"w{i}" not in arrays or f"b{i}" not in arrays:
+            raise UserError(f"{path}: w{i} or b{i} is missing; expected w0, b0, ... w{count - 1}, b{count - 1}")
+        w, b = arrays[f"w{i}"].astype(np.float64), arrays[f"b{i}"].astype(np.float64)
+        if w.ndim != 2 or b.ndim != 1 or len(b) not in w.shape:
+            raise UserError(f"{path}: w{i} has shape {w.shape} and b{i} {b.shape}, expected (inputs, outputs), (outputs,)")
+        layers.append(FloatDense(w.T if w.shape[1] == len(b) else w, b, relu=i < count - 1))
+    return layers
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an npz file by name. Raises UserError when it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except Exception as fault:  # numpy raises half a dozen kinds on a damaged archive
+        raise UserError(f"{path}: not a readable npz file ({fault})") from None
+
+
+def load_samples(path: Path) -> tuple[NDArray[np.float64], NDArray[Any] | None]:
+    """Samples from an npz: x [n, ...] in real units, flattened to [n, inputs], and y [n] or [n, outputs] if there."""
+    arrays = load_arrays(path)
+    if "x" not in arrays:
+        raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}, expected samples under the name x")
+    x, y = arrays["x"], arrays.get("y")
+    if not len(x) or (y is not None and len(y) != len(x)):
+        raise UserError(f"{path}: {len(x)} samples x and {0 if y is None else len(y)} targets y, expected as many of both")
+    return x.reshape(len(x), -1).astype(np.float64), y
+
+
+def from_sklearn(model: Any) -> tuple[list[FloatDense], Loss, list[str]]:
+    """Layers, loss and labels of a fitted MLPClassifier or MLPRegressor, or a Pipeline of StandardScaler and one.
+
+    The scaler is folded into the first layer. Raises UserError for other estimators and activations but relu and
+    identity.
+    """
+    mean: NDArray[np.float64] | float = 0.0
+    spread: NDArray[np.float64] | float = 1.0
+    if type(model).__name__ == "Pipeline":
+        *before, model = [step for _, step in model.steps]
+        if [type(step).__name__ for step in before] not in ([], ["StandardScaler"]):
+            names = ", ".join(type(step).__name__ for step in before)
+            raise UserError(f"the pipeline has {names} before the network; only a StandardScaler can be folded in")
+        if before:
+            mean = before[0].mean_ if before[0].mean_ is not None else 0.0
+            spread = before[0].scale_ if before[0].scale_ is not None else 1.0
+    kind = type(model).__name__
+    if kind not in ("MLPClassifier", "MLPRegressor"):
+        raise UserError(f"{kind} is not supported; expected a fitted MLPClassifier or MLPRegressor")
+    if not hasattr(model, "coefs_"):
+        raise UserError(f"the {kind} is not fitted; call fit() before preparing it")
+    if model.activation not in ("relu", "identity"):
+        raise UserError(f"activation '{model.activation}' is not supported; train the {kind} with activation='relu'")
+    weights = [np.asarray(w, dtype=np.float64).T for w in model.coefs_]
+    biases = [np.asarray(b, dtype=np.float64) for b in model.intercepts_]
+    biases[0] = biases[0] - (weights[0] * (mean / spread)).sum(axis=1)
+    weights[0] = weights[0] / spread
+    labels: list[str] = []
+    if kind == "MLPClassifier":
+        labels = [str(c) for c in model.classes_]
+        if model.out_activation_ == "logistic":
+            if len(labels) != 2:
+                raise UserError("multi-label classifiers are not supported; expected one class a sample")
+            # One logit z against none: softmax over (0, z) is the same probability.
+            weights[-1] = np.vstack([np.zeros_like(weights[-1]), weights[-1]])
+            biases[-1] = np.concatenate([np.zeros_like(biases[-1]), biases[-1]])
+    relu = model.activation == "relu"
+    last = len(weights) - 1
+    layers = [FloatDense(w, b, relu and i < last) for i, (w, b) in enumerate(zip(weights, biases, strict=True))]
+    return layers, "softmax_ce" if kind == "MLPClassifier" else "mse", labels
+
+
+def load_model(path: Path) -> tuple[list[FloatDense], Loss, list[str]]:
+    """A network from a file: .npz, or a pickled scikit-learn estimator (.pkl, .joblib).
+
+    A pickle runs code when it is opened: only open your own. Raises UserError when the file is of another kind.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    if path.suffix == ".npz":
+        return from_npz(path), "softmax_ce", []
+    if path.suffix in (".tflite", ".onnx"):
+        raise UserError(f"{path}: {path.suffix} import is not supported yet; expected .npz, .pkl or .joblib")
+    if path.suffix not in (".pkl", ".pickle", ".joblib"):
+        raise UserError(f"{path}: '{path.suffix}' is not a model file; expected .npz, .pkl or .joblib")
+    try:
+        import joblib
+    except ImportError:
+        raise UserError("reading scikit-learn models needs the extra: pip install 'ulearn[sklearn]'") from None
+    try:
+        model = joblib.load(path)
+    except Exception as fault:  # unpickling fails in every way there is
+        raise UserError(f"{path}: not a readable scikit-learn model ({fault})") from None
+    return from_sklearn(model)
