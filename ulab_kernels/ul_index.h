@@ -4,6 +4,19 @@
 
 #include "ul_core.h"
 
+// index * size, or SIZE_MAX where it reaches 2^30: no division and no 64-bit product on armv6m.
+static inline size_t ul_offset(size_t size, uint32_t index) {
+    if (size >= (size_t)1 << 24 || index >= (uint32_t)1 << 16) {
+        return SIZE_MAX;
+    }
+    const uint32_t s = (uint32_t)size, high = (s >> 8) * (index >> 8), low = (s & 255) * index;
+    const uint32_t middle = (s >> 8) * (index & 255);
+    if (high >= (uint32_t)1 << 14 || middle >= (uint32_t)1 << 22) {
+        return SIZE_MAX;
+    }
+    return (size_t)(high << 16) + (middle << 8) + low;
+}
+
 // index < 0: INPUT must hold exactly one sample (so that an array of wider numbers is never taken for codes).
 // index >= 0: both are arrays of samples; moves them to the index-th. Returns 0 or UL_E_BUFFER.
 static inline int32_t ul_index(const void *program, size_t bytes, ul_buffer table[UL_BUFFERS], int32_t index) {
@@ -24,11 +37,11 @@ static inline int32_t ul_index(const void *program, size_t bytes, ul_buffer tabl
             }
             continue;
         }
-        // In steps of one sample, so that no product can overflow.
-        if (b->data == NULL || size > b->bytes || (size_t)index > (b->bytes - size) / size) {
+        const size_t offset = ul_offset(size, (uint32_t)index);
+        if (b->data == NULL || size > b->bytes || offset > b->bytes - size) {
             return UL_E_BUFFER;
         }
-        b->data += (size_t)index * size;
+        b->data += offset;
         b->bytes = size;
     }
     return 0;

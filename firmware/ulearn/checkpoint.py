@@ -3,8 +3,9 @@
 import struct
 from hashlib import sha256
 
-from . import safefile
 from .compat import const
+from .safefile import candidates, exists
+from .safefile import write as write_safely
 
 _MAGIC = b"uLCK"
 _VERSION = const(1)
@@ -75,7 +76,7 @@ def write(path, model_id, base, train, state):
 
     train = list(train) if not isinstance(train, (list, tuple)) else train
     lengths = [len(part) for part in train]
-    safefile.write(path, parts(), check)
+    write_safely(path, parts(), check)
 
 
 def check(path):
@@ -116,8 +117,8 @@ def save(model, path):
 def restore(model, path):
     # The committed checkpoint, or after a power loss whichever of the two files is whole. Nothing is half-restored.
     fault = None
-    for candidate in safefile.candidates(path):
-        if not safefile.exists(candidate):
+    for candidate in candidates(path):
+        if not exists(candidate):
             continue
         try:
             _restore(model, candidate)

@@ -1,9 +1,10 @@
 import struct
 from array import array
-from hashlib import sha256
 
-from . import _executor, plan, verify
+from ._executor import run as best_run
 from .compat import const
+from .plan import read
+from .verify import verify
 
 _SECTION_IO = const(1)
 _SECTION_TENSORS = const(2)
@@ -39,7 +40,7 @@ _FAULTS = {
 
 def load(source, run=None):
     # `source`: the path of a plan or the plan's bytes; raises ValueError that names the file and the fault.
-    model = Model(plan.read(source), run or _executor.run)
+    model = Model(read(source), run or best_run)
     if isinstance(source, str):
         model.path = source
         from .safefile import candidates, exists
@@ -67,7 +68,7 @@ class Model:
         self.base_place = source.offsets.get(_SECTION_TRAIN, (0, 0))[0]
         frozen, train, state = sections(_SECTION_FROZEN), sections(_SECTION_TRAIN), sections(_SECTION_STATE)
         io = sections(_SECTION_IO)
-        verify.verify(source, (io, self.tensors, self.cuts, frozen, train, state))
+        verify(source, (io, self.tensors, self.cuts, frozen, train, state))
         # Read into bytearrays of our own, a file's sections are already ours; what is only viewed is copied once.
         self.base = None if isinstance(train, bytearray) else train
         self.train_blob = train if isinstance(train, bytearray) else bytearray(train)
