@@ -362,10 +362,11 @@ def model_identity(network: Network, tensors: list[Tensor], scheme: str) -> byte
     return digest.digest()[: n.ID_BYTES]
 
 
-def seal(model_id: bytes, sections: list[bytes]) -> bytes:
-    """Header and sections as one file, closed by its SHA-256."""
+def seal(model_id: bytes, sections: list[bytes], count: int | None = None) -> bytes:
+    """Header and sections as one file, closed by its SHA-256. count: of sections, where they are given as one piece."""
     body = b"".join(sections)
-    head = struct.pack("<IHHIHH16s", n.MAGIC, n.VERSION, 0, n.HEADER_BYTES + len(body), len(sections), 0, model_id)
+    count = len(sections) if count is None else count
+    head = struct.pack("<IHHIHH16s", n.MAGIC, n.VERSION, 0, n.HEADER_BYTES + len(body), count, 0, model_id)
     digest = hashlib.sha256(head + bytes(n.HEADER_BYTES - n.H_HASH) + body).digest()
     return head + digest + bytes(n.HEADER_BYTES - n.H_TAG) + body
 

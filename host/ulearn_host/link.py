@@ -160,6 +160,7 @@ class Link:
         self._on_text = on_text
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._recent = ""
+        self._quiet = False
         self._decoder = frames.Decoder(_BUFFER_BYTES, self._skipped)
         self._session = 0
         self._sequence = 0
@@ -199,7 +200,7 @@ class Link:
         try:
             if not start:
                 link.hello(max(attach_s, timeout_s))
-            elif not link._greet(attach_s):
+            elif not link._greet(attach_s, echo_ends=True):
                 asked = link._start(buffer_bytes)
                 if not link._greet(timeout_s):
                     nobody = "neither an agent nor a REPL answers; is a program running on the board?"
@@ -580,9 +581,11 @@ class Link:
                 self._session = 0
                 raise LinkError(f"{self.port}: the board was reset; its model and data must be loaded again")
 
-    def _greet(self, timeout_s: float, session: int = 0) -> bool:
-        # HELLO until it is answered. True: the session is open.
+    def _greet(self, timeout_s: float, session: int = 0, echo_ends: bool = False) -> bool:
+        # HELLO until it is answered. True: the session is open. A REPL may be there: its echo is nobody's text.
         session, frame = _hello_frame(session)
+        echo = bytes(b for b in frame if 32 <= b < 127).decode()
+        self._quiet = echo_ends
         self._decoder.max_payload = _FIRST_PAYLOAD_BYTES
         try:
             until = time.monotonic() + timeout_s
@@ -602,9 +605,13 @@ class Link:
                 self._decoder.resync()
                 if self._started:
                     self._check_started()
+                if echo_ends and echo in self._recent:
+                    break
         except OSError as error:
             self.close()
             raise LinkError(f"{self.port}: the port is gone ({error})") from error
+        finally:
+            self._quiet = False
         return False
 
     def _hello_reply(self, reply: bytes) -> Hello:
@@ -667,7 +674,7 @@ class Link:
     def _skipped(self, view: memoryview) -> None:
         text = self._utf8.decode(bytes(view))
         self._recent = (self._recent + text)[-_RECENT_CHARS:]
-        if self._on_text and text:
+        if self._on_text and text and not self._quiet:
             self._on_text(text)
 
     def _silence(self) -> str:
