@@ -32,6 +32,7 @@ _UPDATE_COMMIT = const(0x26)
 _CHECKPOINT = const(0x27)
 _RESTORE = const(0x28)
 _STOP = const(0x29)
+_RESET = const(0x2A)
 _HELLO = const(0x30)  # no control character: a HELLO may reach a REPL
 _INFO = const(0x31)
 _PREDICT = const(0x32)
@@ -455,6 +456,12 @@ class Agent:
         self._update = None
         return 0
 
+    def _reset(self, payload, out):
+        # Weights to the base, STATE to the plan's first: what is trained next depends on base, data and seed alone.
+        self._loaded().reset()
+        self._update = None
+        return 0
+
     def _stop_serving(self, payload, out):
         self._stop = True
         return 0
@@ -512,6 +519,7 @@ _HANDLERS = {
     _CHECKPOINT: Agent._checkpoint,
     _RESTORE: Agent._restore,
     _STOP: Agent._stop_serving,
+    _RESET: Agent._reset,
     _INFO: Agent._info,
     _PREDICT: Agent._predict,
     _OUTPUT: Agent._output,

@@ -27,8 +27,9 @@ class Samples:
         # `x` as for model.predict; `target` a label, or for a regression a vector.
         model = self.model
         k, t = model.input_bytes, model.target_bytes
-        if isinstance(x, (list, tuple)) or len(x) != k or memoryview(x).itemsize != 1:
-            x = model.quantise(x)
+        codes = None if isinstance(x, (list, tuple)) else bytes(x)  # of wider numbers it is longer than k
+        if codes is None or len(codes) != k:
+            codes = model.quantise(x)
         if model.loss_kind == _LOSS_SOFTMAX_CE:
             if not 0 <= target < model.classes:
                 raise ValueError("label %d, expected 0 to %d" % (target, model.classes - 1))
@@ -36,7 +37,7 @@ class Samples:
         elif not isinstance(target, (bytes, bytearray, memoryview)) or len(target) != t:
             target = model.quantise_target(target)
         i = self.next
-        memoryview(self.inputs)[i * k : (i + 1) * k] = memoryview(bytes(x))
+        memoryview(self.inputs)[i * k : (i + 1) * k] = memoryview(codes)
         memoryview(self.targets)[i * t : (i + 1) * t] = memoryview(target)
         self.next = (i + 1) % self.capacity
         self.count = min(self.count + 1, self.capacity)

@@ -374,6 +374,10 @@ class Link:
         """Go back to a checkpoint."""
         self._call(board._RESTORE, _path(path))
 
+    def reset(self) -> None:
+        """Go back to the base and the plan's first STATE: training then depends on base, data and seed alone."""
+        self._call(board._RESET)
+
     def weights(self) -> bytes:
         """Fetch the trainable weights, in canonical order."""
         return self._pieces(board._BLOB_GET, "<BIH", lambda offset, size: (0, offset, size))
