@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import reference
 
 from ulearn_host.compiler import SCHEMES, Options, Plan, compile_plan
+from ulearn_host.errors import UserError
 from ulearn_host.network import Dense, Network, Quantisation
 
 STEPS = 12
@@ -87,7 +88,15 @@ def random_case(seed: int, widest: int = 96) -> Case:
     else:
         targets = rng.integers(-128, 128, (STEPS, outputs)).astype(np.int8)
     rate = (int(rng.integers(1024, 2048)), int(rng.integers(-24, -6)))
-    return Case(seed, compile_plan(network, options), inputs, targets, rate, 4096 if rng.random() < 0.5 else 0)
+    return Case(seed, _compiled(network, options), inputs, targets, rate, 4096 if rng.random() < 0.5 else 0)
+
+
+def _compiled(network: Network, options: Options) -> Plan:
+    """The plan with as few fraction bits as the accumulators' bounds allow: fewer bits, larger weights."""
+    try:
+        return compile_plan(network, options)
+    except UserError:
+        return _compiled(network, replace(options, fraction=options.fraction + 1))
 
 
 def expected(case: Case) -> list[str]:

@@ -607,11 +607,12 @@ def normalised(d: Sequence[int], total: int) -> Gradient:
 
 
 def mse(machine: Machine, record: Record) -> None:
-    """gradient[n] = output[n] - target[n]; loss = sum of their squares"""
+    """gradient[n] = output[n] - target[n], as mantissas of 11 bits; loss = sum of the differences' squares"""
     output = machine.read(record.operands[0], "b", record.out_c)
     target = machine.read(record.operands[3], "b", record.out_c)
     difference = [output[n] - target[n] for n in range(record.out_c)]
-    machine.write_gradient(record.operands[1], Gradient(0, difference))
+    j = 11 - max_abs(difference).bit_length() if max_abs(difference) else 0
+    machine.write_gradient(record.operands[1], Gradient(-j, [d * 2**j for d in difference]))
     finish_loss(machine.state, sum(value * value for value in difference), max_abs(difference) == 0)
 
 

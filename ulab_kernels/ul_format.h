@@ -183,12 +183,14 @@
 //   S = 0: the step is refused (UL_E_DATA). Takes the step counter on by one, as every loss does.
 #define UL_OP_SOFTMAX_CE 3
 // MSE: 0 output int8[N], 1 gradient[N], 2 none, 3 target int8[N]
-//   mantissa[n] = output[n] - target[n]; exponent = 0; loss = sum of squares. Nothing to learn: all are 0.
+//   d[n] = output[n] - target[n]; j = 11 - bitlen(max|d|); mantissa[n] = d[n] * 2^j; exponent = -j (0 where all d are
+//   0); loss = sum of d[n]^2. Nothing to learn: all d are 0; skip_below has no say.
 //   The factor 2 * scale / N of the mean's derivative is part of the update records' scale.
 #define UL_OP_MSE 4
 // DENSE_BACK: the gradient at a dense layer's input.
 //   0 gradient_out[N], 1 gradient_in[K], 2 weights [N][K], 3 channel scales u16[N], 4 x int8[K] (with MASK)
-//   SCRATCH: i16[N] from offset 0. scale_exp: exponent of the channel scales.
+//   SCRATCH: i16[N] from offset 0. A channel's weight scale is its table entry * 2^(scale_exp - 16).
+//   Comes before the UPDATE_WEIGHT of the same layer: the gradient passes through the weights of the forward pass.
 //   g[n] = (mantissa_out[n] * channel_scale[n] + 32768) >> 16; b = bitlen(max|g|)
 //   acc[k] = sum_n g[n] * wq(w[n][k]), taken as 0 where masked; a = bitlen(max|acc|)
 //   where a > 0 and the gain has seen < 16: gain = a - b if seen == 0 else max(gain, a - b); seen += 1
@@ -206,17 +208,18 @@
 //   p = mantissa_out[n] * m * (x[k] - zero_in), for mantissa_out[n] != 0
 //   int16 weights: w -= rshift(p, s), saturated to +-32767
 //   int8 weights, stochastic rounding: one xorshift32 (13, 17, 5) draw r per weight in canonical order;
+//   (rows with mantissa 0 draw none), r being the generator's next state;
 //   s > 30: p >>= min(s - 30, 31), s = 30; s in 1..30: w -= (p + (r >> (32 - s))) >> s; s <= 0: as rshift;
 //   saturated to +-127. Saturations are counted as clipped.
 #define UL_OP_UPDATE_WEIGHT 6
 // UPDATE_BIAS: 0 gradient_out[N], 1 none, 2 bias i32[N] in TRAIN, 3 table u16[N]
-//   p = mantissa_out[n] * m; b = b - rshift(p, s), b cut to +-(2^30 - 1) before and after; cut-offs after count
+//   for mantissa_out[n] != 0: p = mantissa_out[n] * m; b = b - rshift(p, s), b cut to +-(2^30 - 1) before and after; cut-offs after count
 //   as clipped. m and s as in UPDATE_WEIGHT.
 #define UL_OP_UPDATE_BIAS 7
 
 #define UL_GRADIENT_HEADER 4
 #define UL_MANTISSA_MAX 2047
-#define UL_WEIGHT_MAX 512   // of wq for int16 weights: what bounds are computed with
+#define UL_WEIGHT_MAX 32768 // of an int16 weight: wq lies within +-(this >> fraction), what bounds are computed with
 #define UL_BIAS_MAX 1073741823
 #define UL_CLASSES_MAX 8192
 #define UL_RECORDS_MAX 1024

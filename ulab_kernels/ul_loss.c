@@ -78,13 +78,17 @@ void ul_mse(const ul_buffer *table, const ul_record *r) {
     uint32_t max = 0;
     for (uint32_t n = 0; n < r->out_c; n++) {
         const int32_t difference = output[n] - target[n];
-        gradient->mantissa[n] = (int16_t)difference;
         max = ul_abs(difference) > max ? ul_abs(difference) : max;
         loss += difference * difference;
     }
+    // Small differences are brought to 11 bits, or passing them on would round them away.
+    const int32_t shift = max ? 11 - ul_bitlen(max) : 0;
+    for (uint32_t n = 0; n < r->out_c; n++) {
+        gradient->mantissa[n] = (int16_t)((output[n] - target[n]) * ((int32_t)1 << shift));
+    }
     state->loss = loss;
-    gradient->max = (uint16_t)max;
-    gradient->exponent = 0;
+    gradient->max = (uint16_t)(max << shift);
+    gradient->exponent = (int16_t)-shift;
     if (max == 0) {
         nothing_to_learn(state);
     }

@@ -28,6 +28,8 @@ _CUT_BYTES = const(48)
 _ID_BYTES = const(16)
 _E_BUFFER = const(-1)
 
+_SEQUENCES = (list, tuple)  # made once: a tuple in a call would be allocated at every step
+
 _FAULTS = {
     -1: "a buffer is missing or has the wrong size",
     -2: "a buffer does not start at a multiple of 4",
@@ -157,7 +159,7 @@ class Model:
     def execute(self, program, count, x):
         # int8 codes (any dense buffer of input_bytes single bytes) run in place; anything else is quantised first.
         table = self.table
-        if len(x) == self.input_bytes and not isinstance(x, (list, tuple)):
+        if len(x) == self.input_bytes and not isinstance(x, _SEQUENCES):
             table[_BUF_INPUT] = x
             code = self.run(program, table, 0, count)
             if code >= 0:

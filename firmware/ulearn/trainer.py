@@ -13,7 +13,8 @@ _S_LR_EXP = const(10)
 _S_LOSS = const(24)
 _S_SKIP_BELOW = const(28)
 _LOSS_SOFTMAX_CE = const(1)
-_E_BUFFER = const(-1)
+
+_CODES = (bytes, bytearray, memoryview)  # made once: a tuple in a call would be allocated at every step
 
 
 class Trainer:
@@ -119,4 +120,4 @@ def shuffle(order, seed):
 
 
 def _is_codes(target, size):
-    return isinstance(target, (bytes, bytearray, memoryview)) and len(target) == size
+    return isinstance(target, _CODES) and len(target) == size

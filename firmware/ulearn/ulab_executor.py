@@ -319,7 +319,8 @@ def _mse(r):
     differences = [a - b for a, b in zip(r.int8(0, r.n).tolist(), r.int8(3, r.n).tolist())]
     most = max(max(differences), -min(differences))
     _begin_step(r, sum([d * d for d in differences]), most == 0)
-    r.store_gradient(1, 0, np.array(differences, dtype=np.int16), most)
+    shift = 11 - _bitlen(most) if most else 0
+    r.store_gradient(1, -shift, np.array([d << shift for d in differences], dtype=np.int16), most << shift)
     return 0
 
 
@@ -477,10 +478,11 @@ def _buffer(item):
 
 def _select(buffers, sizes, index):
     # Without an index INPUT and TARGET hold one sample exactly; with one they are arrays of samples, moved to it.
+    # ul_index has no long multiply, so it takes 16 bits of index at most.
     for kind in (_BUF_INPUT, _BUF_TARGET):
         size, have = sizes[kind], len(buffers[kind])
         at = max(index, 0) * size
-        if size and (have < at + size or (index < 0 and have != size)):
+        if size and (index > 0xFFFF or have < at + size or (index < 0 and have != size)):
             return False
         if size:
             buffers[kind] = buffers[kind][at : at + size]
@@ -503,7 +505,7 @@ def run(program, table, first, count, index=-1):
         return _E_BUFFER
     if first < 0 or count < 0 or first + count > records:
         return _E_RANGE
-    if any([len(data) < size for data, size in zip(buffers, sizes)]):
+    if any(len(data) < size for data, size in zip(buffers, sizes)):
         return _E_BUFFER
     for i in range(first, first + count):
         r = _Record(program, _PROGRAM_BYTES + i * _RECORD_BYTES, buffers)

@@ -46,10 +46,8 @@ _ROUND_SINGLE = const(1)
 _GRADIENT_HEADER = const(4)
 _CLASSES_MAX = const(8192)
 
-_FANIN_INT16 = const(8192)  # 255 * 512 * K stays below 2^30
-_FANIN_INT8 = const(32768)  # 255 * 128 * K likewise
-_MEETING_INT16 = const(2048)  # 2047 * 512 * N stays below 2^31
-_MEETING_INT8 = const(8192)
+_WEIGHT_MAX = const(32768)
+_MANTISSA_MAX = const(2047)
 _ARENA_MAX = const(16777216)
 
 # Of each record: (operand, unit, number, written). Units: 1, 2, 4 bytes an element, w: a weight, g: a gradient tensor.
@@ -200,10 +198,11 @@ class _Verifier:
         if weights:
             self.need(dtype in (_DTYPE_INT8, _DTYPE_INT16), "weights of dtype %d" % dtype)
             self.need(fraction <= (7 if wide else 0), "%d fraction bits" % fraction)
+        largest = _WEIGHT_MAX >> fraction if wide else 128
         if op == _OP_DENSE:
-            self.need(k <= (_FANIN_INT16 if wide else _FANIN_INT8), "%d inputs could overflow the accumulator" % k)
+            self.need(k * 255 * largest <= 1 << 30, "%d inputs could overflow the accumulator" % k)
         if op == _OP_DENSE_BACK:
-            self.need(n <= (_MEETING_INT16 if wide else _MEETING_INT8), "%d channels could overflow the accumulator" % n)
+            self.need(n * _MANTISSA_MAX * largest < 1 << 31, "%d channels could overflow the accumulator" % n)
             self.need(self.sizes[_BUF_SCRATCH] >= 2 * n, "it needs %d bytes of scratch" % (2 * n))
         if op in (_OP_SOFTMAX_CE, _OP_MSE):
             self.need(self.loss == (_LOSS_SOFTMAX_CE if op == _OP_SOFTMAX_CE else _LOSS_MSE), "it is not the plan's loss")

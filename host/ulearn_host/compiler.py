@@ -110,6 +110,11 @@ def _padded_name(name: str) -> bytes:
     return name.encode()[:16].ljust(16, b"\0")
 
 
+def _largest(dtype: int, fraction: int) -> int:
+    """The largest absolute value that a layer's weight can have in a sum, over all that training may do to it."""
+    return n.WEIGHT_MAX >> fraction if dtype == n.DTYPE_INT16 else 128
+
+
 def trainable(index: int, count: int, scheme: Scheme) -> tuple[bool, bool]:
     """Whether layer `index` of `count` trains its weights, and its bias."""
     last = index == count - 1
@@ -251,7 +256,7 @@ class _Compiler:
 
     def _pass_on(self, i: int, layer: Dense) -> Record:
         weights, dtype, fraction = self.weights[i]
-        limit = 2048 if dtype == n.DTYPE_INT16 else 8192
+        limit = (2**31 - 1) // (n.MANTISSA_MAX * _largest(dtype, fraction))
         if layer.outputs > limit:
             raise UserError(
                 f"{layer.name}: {layer.outputs} channels meet in one gradient, at most {limit} are proved not to "
@@ -378,8 +383,9 @@ def compile_plan(network: Network, options: Options | None = None, state: bytes 
     Raises UserError when a bound cannot be proved, with the layer's name.
     """
     options = options or Options()
-    for layer in network.layers:
-        limit = 8192 if options.weights == "int16" else 32768
+    for i, layer in enumerate(network.layers):
+        wide = options.weights == "int16" and trainable(i, len(network.layers), options.scheme)[0]
+        limit = 2**30 // (255 * _largest(n.DTYPE_INT16 if wide else n.DTYPE_INT8, options.fraction))
         if layer.inputs > limit:
             raise UserError(f"{layer.name}: {layer.inputs} inputs could overflow the accumulator, at most {limit} cannot")
     c = _Compiler(network, options)

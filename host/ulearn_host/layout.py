@@ -17,6 +17,8 @@ from pathlib import Path
 
 _DEFINE = re.compile(r"^#define UL_(\w+) (-?(?:0x[0-9A-Fa-f]+|\d+))\b", re.M)
 _CONST = re.compile(r"^_(\w+) = const\((-?(?:0x[0-9A-Fa-f]+|\d+))\)", re.M)
+# Formats of their own, with a magic and a version of their own.
+_OTHER_FORMATS = ("frames.py", "checkpoint.py", "update.py", "agent.py")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,8 +29,8 @@ def numbers(header: Path | None = None) -> dict[str, int]:
 
 
 def device_modules() -> list[Path]:
-    """The device's Python files, in which constants of the format may stand."""
-    return sorted((_ROOT / "firmware" / "ulearn").glob("*.py"))
+    """The device's Python files whose constants are the plan format's."""
+    return sorted(p for p in (_ROOT / "firmware" / "ulearn").glob("*.py") if p.name not in _OTHER_FORMATS)
 
 
 def synchronised(text: str, known: dict[str, int]) -> str:

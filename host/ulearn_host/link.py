@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -468,112 +469,14 @@ class Link:
         return self.about
 
     def _exchange(self, requests: Iterable[tuple[int, bytes]], progress: Progress | None = None) -> Iterator[bytes]:
-        # Sends requests, several at a time, and yields their replies in order. An error ends the sending; what is on
-        # its way is waited for, so that the session stays in step.
-        about = self._limits()
+        # Sends requests, several at a time, and yields their replies in order.
+        self._limits()
         self._wake()
-        source = iter(requests)
-        queue: deque[_Request] = deque()  # not yet handed out, by sequence
-        sent = 0  # of the queue; after a loss it starts again
-        window = about.window
-        refusal: str | None = None
-        first_retry_s = _RETRY_S + _BITS_PER_BYTE * 2 * about.credit / (self._serial.baudrate or 115200)
-        retry_s = first_retry_s
-        moved_s = time.monotonic()  # when something last went forward
-        again_s = moved_s + retry_s
-        nak_s = 0.0
-        try:
-            while True:
-                while True:
-                    if sent == len(queue):
-                        following = None if refusal else next(source, None)
-                        if following is None:
-                            break
-                        queue.append(self._request(*following))
-                    if not self._may_send(queue, sent, window, about):
-                        break
-                    if queue[sent].reply is None:
-                        self._write(queue[sent].frame)
-                        if sent == 0:
-                            again_s = time.monotonic() + retry_s
-                    sent += 1
-                if not queue:
-                    break
-                now = time.monotonic()
-                if now - moved_s > self.timeout_s:
-                    raise LinkError(f"{self.port}: {self._silence()}")
-                if now >= again_s:
-                    # Perhaps the board is only busy: one frame is enough to find out, and cannot drown it.
-                    self._decoder.resync()
-                    self.repeats += 1
-                    sent, window = 0, 1
-                    retry_s = min(2 * retry_s, max(_RETRY_MAX_S, first_retry_s))
-                    again_s = now + retry_s
-                    continue
-                if not self._receive(min(again_s, moved_s + self.timeout_s) - now):
-                    continue
-                kind, sequence = self._decoder.kind, self._decoder.sequence
-                now = time.monotonic()
-                self._heard_s = now
-                if kind == board._NAK:
-                    # What the board lacks is sent again, once for all the NAKs that one loss causes.
-                    if sequence == queue[0].sequence and sent and now - nak_s > _RETRY_S / 2:
-                        nak_s = now
-                        sent = 0
-                        self.repeats += 1
-                    continue
-                answered = next((r for r in queue if r.sequence == sequence and r.reply is None), None)
-                if answered is None:
-                    continue  # a reply that came twice
-                moved_s = now
-                if kind == board._PROGRESS:
-                    again_s = now + retry_s
-                    if progress and len(self._decoder.payload) == 8:
-                        progress(*struct.unpack("<II", self._decoder.payload))
-                    continue
-                if kind == board._ERROR:
-                    answered.reply = b""
-                    refusal = refusal or bytes(self._decoder.payload).decode(errors="replace")
-                elif kind == answered.kind | board._REPLY:
-                    answered.reply = bytes(self._decoder.payload)
-                else:
-                    continue
-                window, retry_s = about.window, first_retry_s
-                again_s = now + retry_s
-                while queue and queue[0].reply is not None:
-                    done = queue.popleft()
-                    sent = max(0, sent - 1)
-                    if refusal is None:
-                        assert done.reply is not None
-                        yield done.reply
-                        moved_s = time.monotonic()  # the caller may have taken his time
-                        again_s = moved_s + retry_s
-        except serial.SerialException as error:
-            self.close()
-            raise LinkError(f"{self.port}: the port is gone ({error})") from error
-        except OSError as error:
-            self.close()
-            raise LinkError(f"{self.port}: the port is gone ({error.strerror or error})") from error
-        finally:
-            if queue:
-                self._session = 0  # left in the middle: only a new session is in step again
-        if refusal is not None:
-            raise BoardError(f"{self.port}: {refusal}")
+        return _Exchange(self, requests, progress).replies()
 
     def _request(self, kind: int, payload: bytes) -> _Request:
         self._sequence = (self._sequence + 1) & 0xFFFF
         return _Request(self._sequence, kind, _frame(kind, self._session, self._sequence, payload))
-
-    @staticmethod
-    def _may_send(queue: deque[_Request], sent: int, window: int, about: Hello) -> bool:
-        # Bytes that the board can hold while it is busy, replies that it keeps. A single frame may be larger than the
-        # credit: with nothing else to do, the board reads along.
-        if sent == 0:
-            return True
-        open_now = [queue[i] for i in range(sent) if queue[i].reply is None]
-        if sent >= window or (queue[sent].large and any(r.large for r in open_now)):
-            return False
-        return sum(len(r.frame) for r in open_now) + len(queue[sent].frame) <= about.credit
 
     def _wake(self) -> None:
         # After a pause the board lets Ctrl-C through again; a HELLO is free of such bytes and ends that.
@@ -589,34 +492,32 @@ class Link:
         # HELLO until it is answered. True: the session is open. A REPL may be there: its echo is nobody's text.
         session, frame = _hello_frame(session)
         echo = bytes(b for b in frame if 32 <= b < 127).decode()
-        self._quiet = echo_ends
         self._decoder.max_payload = _FIRST_PAYLOAD_BYTES
+        self._quiet = echo_ends
+        until = time.monotonic() + timeout_s
         try:
-            until = time.monotonic() + timeout_s
             while (now := time.monotonic()) < until:
                 self._write(frame)
                 again_s = min(until, now + _RETRY_S)
                 while (left := again_s - time.monotonic()) > 0:
-                    if not self._receive(left, session):
-                        continue
-                    if self._decoder.kind == board._HELLO | board._REPLY:
-                        self.about = self._hello_reply(bytes(self._decoder.payload))
-                        if session != self._session:
-                            self._session, self._sequence = session, 0
-                        self._decoder.max_payload = max(self.about.max_payload, 256)
-                        self._heard_s = time.monotonic()
+                    if self._receive(left, session) and self._decoder.kind == board._HELLO | board._REPLY:
+                        self._agree(session, self._hello_reply(bytes(self._decoder.payload)))
                         return True
                 self._decoder.resync()
                 if self._started:
                     self._check_started()
                 if echo_ends and echo in self._recent:
                     break
-        except OSError as error:
-            self.close()
-            raise LinkError(f"{self.port}: the port is gone ({error})") from error
         finally:
             self._quiet = False
         return False
+
+    def _agree(self, session: int, about: Hello) -> None:
+        self.about = about
+        self._decoder.max_payload = max(about.max_payload, 256)
+        self._heard_s = time.monotonic()
+        if session != self._session:
+            self._session, self._sequence = session, 0
 
     def _hello_reply(self, reply: bytes) -> Hello:
         _expect(reply, 20 + 54, self.port, exact=False)
@@ -654,6 +555,8 @@ class Link:
         except serial.SerialTimeoutException as error:
             self._session = 0
             raise LinkError(f"{self.port}: the board takes no bytes any more") from error
+        except OSError as error:
+            raise self._gone(error) from error
 
     def _receive(self, timeout_s: float, session: int | None = None) -> bool:
         # The next frame of this session is in the decoder. False: it did not come in time.
@@ -671,9 +574,16 @@ class Link:
 
     def _read(self, timeout_s: float) -> bytes:
         # What is there; if nothing is, what comes first within the time.
-        self._serial.timeout = max(timeout_s, 0)
-        waiting = min(self._serial.in_waiting or 1, 4096)
-        return bytes(self._serial.read(waiting))
+        try:
+            self._serial.timeout = max(timeout_s, 0)
+            waiting = min(self._serial.in_waiting or 1, 4096)
+            return bytes(self._serial.read(waiting))
+        except (OSError, TypeError) as error:  # pyserial's TypeError: the port was closed under it
+            raise self._gone(error) from error
+
+    def _gone(self, error: Exception) -> LinkError:
+        self.close()
+        return LinkError(f"{self.port}: the port is gone: {getattr(error, 'strerror', None) or error}")
 
     def _skipped(self, view: memoryview) -> None:
         text = self._utf8.decode(bytes(view))
@@ -693,25 +603,22 @@ class Link:
         # False: there is no REPL; perhaps an agent that is busy.
         # The raw REPL is spoken here, on the port that stays open: closing and opening it again, as a call of mpremote
         # would, resets some boards, and would lose what the agent has to say when it cannot start.
-        try:
-            for _ in range(3):
-                self._write(b"\r" + _CTRL_C + _CTRL_C)
-                self._repl_text(b"", 0.1)
-                self._write(b"\r" + _CTRL_A)
-                if _REPL in self._repl_text(_REPL, 1.0):
-                    break
-            else:
-                return False
-            self._write(b"import ulearn.agent\nulearn.agent.serve(%d)\n" % buffer_bytes + _CTRL_D)
-            _, taken, rest = self._repl_text(b"OK", 2.0).partition(b"OK")
-            if not taken:
-                raise LinkError(f"{self.port}: the REPL did not take the command that starts the agent")
-            self._recent = ""
-            self._decoder.feed(rest)
-            self._started = True
-            return True
-        except OSError as error:
-            raise LinkError(f"{self.port}: the port is gone ({error})") from error
+        for _ in range(3):
+            self._write(b"\r" + _CTRL_C + _CTRL_C)
+            self._repl_text(b"", 0.1)
+            self._write(b"\r" + _CTRL_A)
+            if _REPL in self._repl_text(_REPL, 1.0):
+                break
+        else:
+            return False
+        self._write(b"import ulearn.agent\nulearn.agent.serve(%d)\n" % buffer_bytes + _CTRL_D)
+        _, taken, rest = self._repl_text(b"OK", 2.0).partition(b"OK")
+        if not taken:
+            raise LinkError(f"{self.port}: the REPL did not take the command that starts the agent")
+        self._recent = ""
+        self._decoder.feed(rest)
+        self._started = True
+        return True
 
     def _repl_text(self, ending: bytes, timeout_s: float) -> bytes:
         text = b""
@@ -729,6 +636,127 @@ class Link:
         self._started = False
         hint = "; put it there with `ulearn deploy`" if "no module named" in lines[-1] else ""
         raise LinkError(f"{self.port}: the agent did not start: {lines[-1].strip()}{hint}")
+
+
+class _Exchange:
+    # Requests on their way. An error ends the sending; what was sent is waited for, so that the session stays in step.
+    # After a loss everything from the first unanswered request on is sent again, in order.
+
+    def __init__(self, link: Link, requests: Iterable[tuple[int, bytes]], progress: Progress | None) -> None:
+        self._link = link
+        self._about = link._limits()
+        self._source = iter(requests)
+        self._progress = progress
+        self._queue: deque[_Request] = deque()  # replies not yet handed out, by sequence
+        self._sent = 0  # of the queue
+        self._window = self._about.window
+        self._refusal: str | None = None
+        # A UART's bytes there, and as long again for slack.
+        self._byte_s = 2 * _BITS_PER_BYTE / (link._serial.baudrate or 115200)
+        self._retry_s = _RETRY_S
+        self._nak_s = 0.0
+        self._moved()
+
+    def replies(self) -> Iterator[bytes]:
+        try:
+            while self._fill():
+                if not self._overdue() and self._link._receive(self._patience_s()) and self._take():
+                    yield from self._finished()
+        finally:
+            if self._queue:
+                self._link._session = 0  # left in the middle: only a new session is in step again
+        if self._refusal is not None:
+            raise BoardError(f"{self._link.port}: {self._refusal}")
+
+    def _moved(self) -> None:
+        self._moved_s = time.monotonic()
+        self._again_s = self._moved_s + self._retry_s
+
+    def _patience_s(self) -> float:
+        return min(self._again_s, self._moved_s + self._link.timeout_s) - time.monotonic()
+
+    def _fill(self) -> bool:
+        # Send what may be sent. False: all is done.
+        while True:
+            if self._sent == len(self._queue):
+                following = None if self._refusal else next(self._source, None)
+                if following is None:
+                    break
+                self._queue.append(self._link._request(*following))
+            if not self._may_send():
+                break
+            request = self._queue[self._sent]
+            if request.reply is None:
+                if self._sent == 0:
+                    self._again_s = time.monotonic() + self._retry_s
+                self._link._write(request.frame)
+                self._again_s += self._byte_s * len(request.frame)
+            self._sent += 1
+        return bool(self._queue)
+
+    def _may_send(self) -> bool:
+        # Bytes that the board can hold while it is busy, replies that it keeps. A single frame may be larger than the
+        # credit: with nothing else to do, the board reads along.
+        if self._sent == 0:
+            return True
+        following = self._queue[self._sent]
+        open_now = [r for r in islice(self._queue, self._sent) if r.reply is None]
+        if self._sent >= self._window or (following.large and any(r.large for r in open_now)):
+            return False
+        return sum(len(r.frame) for r in open_now) + len(following.frame) <= self._about.credit
+
+    def _overdue(self) -> bool:
+        now = time.monotonic()
+        if now - self._moved_s > self._link.timeout_s:
+            raise LinkError(f"{self._link.port}: {self._link._silence()}")
+        if now < self._again_s:
+            return False
+        # Perhaps the board is only busy: one frame is enough to find out, and cannot drown it.
+        self._link._decoder.resync()
+        self._again(1)
+        self._retry_s = min(2 * self._retry_s, _RETRY_MAX_S)
+        return True
+
+    def _again(self, window: int) -> None:
+        self._link.repeats += 1
+        self._sent, self._window = 0, window
+
+    def _take(self) -> bool:
+        # One frame from the board. True: it was a reply that was missing.
+        frame = self._link._decoder
+        self._link._heard_s = now = time.monotonic()
+        if frame.kind == board._NAK:
+            # The board lacks the oldest request. One loss causes several NAKs: the first is heeded.
+            if frame.sequence == self._queue[0].sequence and self._sent and now - self._nak_s > _RETRY_S / 2:
+                self._nak_s = now
+                self._again(self._window)
+            return False
+        request = next((r for r in self._queue if r.sequence == frame.sequence and r.reply is None), None)
+        if request is None:
+            return False  # a reply that came twice
+        if frame.kind == board._PROGRESS:
+            self._moved()
+            if self._progress and len(frame.payload) == 8:
+                self._progress(*struct.unpack("<II", frame.payload))
+            return False
+        if frame.kind == board._ERROR:
+            request.reply = b""
+            self._refusal = self._refusal or bytes(frame.payload).decode(errors="replace")
+        elif frame.kind == request.kind | board._REPLY:
+            request.reply = bytes(frame.payload)
+        else:
+            return False
+        self._window, self._retry_s = self._about.window, _RETRY_S
+        self._moved()
+        return True
+
+    def _finished(self) -> Iterator[bytes]:
+        while self._queue and self._queue[0].reply is not None:
+            reply = self._queue.popleft().reply
+            self._sent = max(0, self._sent - 1)
+            if self._refusal is None and reply is not None:
+                yield reply
+                self._moved()  # the caller may have taken his time
 
 
 def _open_port(name: str, baudrate: int) -> serial.Serial:

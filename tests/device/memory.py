@@ -1,0 +1,51 @@
+# What a model costs on the heap, and a hundred steps with the heap locked. Run on boards by tests/test_board.py.
+import gc
+import struct
+
+import micropython
+import ulearn
+from ulearn.model import load
+from ulearn.trainer import Trainer
+
+
+def used():
+    gc.collect()
+    gc.collect()
+    return gc.mem_alloc()
+
+
+def heap(path):
+    # Twice: what the first load interns and caches belongs to the code.
+    for _ in range(2):
+        before = used()
+        model = load(path)
+        trainer = Trainer(model)
+        after = used()
+        trainer.step(bytes(model.input_bytes), 0 if model.loss_kind == 1 else bytes(model.target_bytes))
+        stepped = used()
+        del model, trainer
+    print("heap", after - before, stepped - after)
+
+
+def locked(path, stem):
+    model = load(path)
+    with open(stem + ".bin", "rb") as f:
+        data = f.read()
+    steps = struct.unpack_from("<H", data, 10)[0]
+    trainer = Trainer(model, learning_rate=0.01, skip=0)
+    k, t = model.input_bytes, model.target_bytes
+    xs = [data[12 + i * k : 12 + (i + 1) * k] for i in range(steps)]
+    at = 12 + steps * k
+    ts = [data[at + i * t : at + (i + 1) * t] for i in range(steps)]
+    if model.loss_kind == 1:
+        ts = [struct.unpack("<H", v)[0] for v in ts]
+    gc.collect()
+    micropython.heap_lock()
+    try:
+        done = 0
+        while done < 100:
+            trainer.step(xs[done % steps], ts[done % steps])
+            done += 1
+    finally:
+        micropython.heap_unlock()
+    print("locked", done, trainer.counters()[0])
