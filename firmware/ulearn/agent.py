@@ -70,7 +70,8 @@ class _Abandoned(Exception):
 
 
 class Agent:
-    """Answers a host with `model` and the samples it was sent. `serve()` stays until STOP, `poll()` returns at once.
+    """Answers a host with `model` and the samples it was sent. `serve()` stays until STOP, `poll()` returns at once
+    and `stopped` says whether a STOP has come.
 
     `buffer_bytes` bounds what the host may send; half of it is the largest frame. `credit` is how many bytes may
     arrive while the board is busy: less than that where the hardware holds less (an ESP32's console holds 260).
@@ -104,15 +105,15 @@ class Agent:
         self._broken = 0
         self._heard = self._told = _ticks_ms()
         self._interruptible = True
-        self._stop = False
+        self.stopped = False
         self._update = self._incoming = None
         self._received = 0
 
     def serve(self):
         """Answer requests until the host says STOP, the line is closed, or Ctrl-C comes while no host talks."""
-        self._stop = False
+        self.stopped = False
         try:
-            while not self._stop:
+            while not self.stopped:
                 if self._frame(True):
                     self._handle()
         except (EOFError, OSError):
@@ -463,7 +464,7 @@ class Agent:
         return 0
 
     def _stop_serving(self, payload, out):
-        self._stop = True
+        self.stopped = True
         return 0
 
     # What handlers share.

@@ -55,7 +55,7 @@ _E_RANGE = const(-4)
 _E_LABEL = const(-5)
 _E_DATA = const(-6)
 
-_BLOCK = const(1024)  # weights that are converted at a time
+_BLOCK = const(256)  # weights that are converted at a time: 512 bytes, easy to find in a fragmented heap
 _LOW = const(4096)  # a long sum is kept as high * 4096 + low
 
 # Integers up to here are exact in ulab's floats. float() is called when this is imported, on the board, because a

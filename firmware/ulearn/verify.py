@@ -211,13 +211,22 @@ class _Verifier:
             self.need(1024 <= mantissa <= 2047, "scale mantissa %d" % mantissa)
         numbers = {"K": k, "N": n, "W": k * n, "E": extra, "L": 1}
         used = 0
+        self.spans = []
         for index, unit, number, written in _OPERANDS[op]:
             if index == 4 and op == _OP_DENSE_BACK and not flags & _FLAG_MASK:
                 continue
             used |= 1 << index
             self.check_use(operands[index], unit, numbers[number], written, wide, fraction)
+        self.check_overlap(op)
         for index in range(6):
             self.need(used >> index & 1 or operands[index] == _OPERAND_NONE, "operand %d has no meaning here" % index)
+
+    def check_overlap(self, op):
+        # What a record writes lies apart from all else that it touches; a ReLU may work in place.
+        for i, (start, end, written) in enumerate(self.spans):
+            for j, (other, other_end, _) in enumerate(self.spans):
+                if written and i != j and start < other_end and other < end:
+                    self.need(op == _OP_RELU and start == other, "it writes over what it reads")
 
     def check_use(self, operand, unit, count, written, wide, fraction):
         buf = operand >> 28
@@ -227,9 +236,11 @@ class _Verifier:
         if unit == "g":
             self.need(buf == _BUF_ARENA and count > 0, "a gradient must lie in the arena")
             self.check_operand(operand, 2, _GRADIENT_HEADER + 2 * count)
+            self.spans.append((operand, operand + _GRADIENT_HEADER + 2 * count, written))
             return
         size = (2 if wide else 1) if unit == "w" else int(unit)
         self.check_operand(operand, size, size * count)
+        self.spans.append((operand, operand + size * count, written))
         self.need(written != 1 or buf == _BUF_ARENA, "it writes outside the arena")
         self.need(written != 2 or buf == _BUF_TRAIN, "it updates what is not trainable")
         if buf == _BUF_TRAIN:

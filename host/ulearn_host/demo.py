@@ -23,7 +23,7 @@ from ulearn_host.prepare import prepare, write
 HIDDEN = 32
 TRAIN_SAMPLES = 120
 TEST_SAMPLES = 160
-ROUNDS = 4
+ROUNDS = 10
 LOCAL = fleet.Hyperparameters(epochs=6, learning_rate=0.06)
 ROUND = fleet.Hyperparameters(epochs=3, learning_rate=0.06)
 

@@ -41,8 +41,10 @@ Samples = NDArray[np.int8]
 
 _BUFFER_BYTES = 1 << 16
 _FIRST_PAYLOAD_BYTES = 1024  # the most a HELLO's reply may have
-_RETRY_S = 0.3
+_RETRY_S = 0.2
 _RETRY_MAX_S = 2.0
+_NAK_S = 0.1
+_GREET_S = 0.3
 _STOP_S = 3.0
 _BITS_PER_BYTE = 10  # on a UART
 _RECENT_CHARS = 2000
@@ -422,10 +424,13 @@ class Link:
             raise LinkError(f"targets have the shape {targets.shape}, expected {list(shape)}")
         if not facts.labelled and targets.dtype != np.int8:
             raise LinkError(f"targets are {targets.dtype}, expected int8 codes in the quantisation of the output")
+        if facts.labelled and targets.dtype.kind not in "iu":
+            raise LinkError(f"labels are {targets.dtype}, expected integers")
         if facts.labelled and len(targets) and not 0 <= targets.min() <= targets.max() < facts.classes:
             raise LinkError(f"labels reach from {targets.min()} to {targets.max()}, expected 0 to {facts.classes - 1}")
-        raw = targets.astype("<u2" if facts.labelled else np.int8).view(np.uint8).reshape(len(inputs), -1)
-        return np.concatenate([raw, inputs.view(np.uint8)], axis=1).tobytes()
+        raw = targets.astype("<u2" if facts.labelled else np.int8).view(np.uint8)
+        raw = raw.reshape(len(inputs), facts.target_bytes)
+        return bytes(np.concatenate([raw, inputs.view(np.uint8)], axis=1).tobytes())
 
     def _in_pieces(
         self, kind: int, packed: bytes, unit: int, progress: Progress | None, reply_unit: int = 0
@@ -498,7 +503,7 @@ class Link:
         try:
             while (now := time.monotonic()) < until:
                 self._write(frame)
-                again_s = min(until, now + _RETRY_S)
+                again_s = min(until, now + _GREET_S)
                 while (left := again_s - time.monotonic()) > 0:
                     if self._receive(left, session) and self._decoder.kind == board._HELLO | board._REPLY:
                         self._agree(session, self._hello_reply(bytes(self._decoder.payload)))
@@ -727,7 +732,7 @@ class _Exchange:
         self._link._heard_s = now = time.monotonic()
         if frame.kind == board._NAK:
             # The board lacks the oldest request. One loss causes several NAKs: the first is heeded.
-            if frame.sequence == self._queue[0].sequence and self._sent and now - self._nak_s > _RETRY_S / 2:
+            if frame.sequence == self._queue[0].sequence and self._sent and now - self._nak_s > _NAK_S:
                 self._nak_s = now
                 self._again(self._window)
             return False

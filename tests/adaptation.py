@@ -1,0 +1,278 @@
+"""How well a board adapts to a person it never saw: integer training beside float32 SGD on accelerometer windows.
+
+    python tests/adaptation.py [--short] [--json FILE]
+
+For every subject a float network is pretrained on all others and adapted to one half of that subject's executions, in
+float32 and by the board's own integer code, on the same samples in the same order; the other half judges both. The
+halves are the earlier and the later executions (no window overlaps both), and each is trained on once. The learning
+rate of a subject is the one of RATES that served the other subjects best, for float and integer apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ulearn
+from numpy.typing import NDArray
+from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
+from ulearn.trainer import shuffle
+
+from ulearn_host.compiler import SCHEMES, Options, compile_plan, trainable
+from ulearn_host.quantise import FloatDense, forward, quantise
+
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+EPOCHS = 4
+SHORT_SUBJECTS, SHORT_RATES = 6, (0.003, 0.01, 0.03)
+HIDDEN = (64, 32)
+PRETRAIN_EPOCHS = 20
+# 64 readings at 50 Hz become 16 means of 4: as good as all of them, and a board does it while it samples.
+DECIMATE = 4
+REACH = 4.0  # standard deviations that a feature may reach: a knock must not cost the others their resolution
+FILE = Path("har") / "geotec_sp_windows_50hz_64x6_int16.npz"
+
+Floats = NDArray[np.floating]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Features [n, inputs] before standardisation, and for each window its activity, person and execution."""
+
+    features: Floats
+    labels: Labels
+    subjects: NDArray[np.int64]
+    executions: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is tried. skip: the integer step's threshold for samples that are right already; float32 has none."""
+
+    schemes: tuple[str, ...] = SCHEMES
+    rates: tuple[float, ...] = RATES
+    epochs: int = EPOCHS
+    seed: int = 1
+    skip: float = 1 / 16
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Accuracies of one subject, each the mean of both halves. after: [schemes, rates]."""
+
+    subject: int
+    before_float: float
+    before_int: float
+    after_float: Floats
+    after_int: Floats
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme over all subjects, in percent and points; gap: float less integer; errors: standard errors."""
+
+    scheme: str
+    before_float: float
+    before_int: float
+    after_float: float
+    after_int: float
+    gap: float
+    gap_error: float
+    gain: float
+    gain_error: float
+    rates_float: dict[float, int]
+    rates_int: dict[float, int]
+
+
+def data_file() -> Path:
+    """Where the windows are, or would be."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return Path(os.environ.get("ULEARN_DATA") or beside) / FILE
+
+
+def load(path: Path) -> Windows:
+    """The windows of a file, decimated and flattened."""
+    with np.load(path) as archive:
+        x = archive["X"].astype(np.float64)
+        count, length, axes = x.shape
+        means = x.reshape(count, length // DECIMATE, DECIMATE, axes).mean(axis=2)
+        labels, subjects, executions = (archive[k].astype(np.int64) for k in ("y", "subject", "execution"))
+    return Windows(means.reshape(count, -1), labels, subjects, executions)
+
+
+def pretrain(x: Floats, y: Labels, seed: int) -> list[FloatDense]:
+    """A multi-layer perceptron trained in float, as a user brings it."""
+    # The early end is wanted, and scikit-learn's warning about it is not.
+    network = MLPClassifier(HIDDEN, max_iter=PRETRAIN_EPOCHS, tol=0, n_iter_no_change=PRETRAIN_EPOCHS, random_state=seed)
+    for _ in range(PRETRAIN_EPOCHS):
+        network.partial_fit(x, y, classes=np.unique(y))
+    last = len(network.coefs_) - 1
+    return [FloatDense(w.T, b, i < last) for i, (w, b) in enumerate(zip(network.coefs_, network.intercepts_, strict=True))]
+
+
+def orders(count: int, settings: Settings) -> Iterator[array[int]]:
+    """The order of the samples in every epoch, as Trainer.fit has it."""
+    order = array("H", range(count))
+    for epoch in range(settings.epochs):
+        shuffle(order, settings.seed + epoch)
+        yield order
+
+
+def adapt_float(
+    layers: Sequence[FloatDense], x: Floats, y: Labels, scheme: str, rate: float, settings: Settings
+) -> list[FloatDense]:
+    """Plain stochastic gradient descent in float32, one sample a step, the rate halved after every epoch."""
+    x = x.astype(np.float32)
+    weights = [layer.weights.astype(np.float32) for layer in layers]
+    biases = [layer.bias.astype(np.float32) for layer in layers]
+    trains = [trainable(i, len(layers), scheme) for i in range(len(layers))]
+    deepest = min(i for i, either in enumerate(trains) if any(either))
+    for epoch, order in enumerate(orders(len(x), settings)):
+        step = np.float32(rate * 0.5**epoch)
+        for index in order:
+            inputs = [x[index]]
+            for w, b, layer in zip(weights, biases, layers, strict=True):
+                output = w @ inputs[-1] + b
+                inputs.append(np.maximum(output, 0) if layer.relu else output)
+            gradient = np.exp(inputs[-1] - inputs[-1].max())
+            gradient /= gradient.sum()
+            gradient[y[index]] -= 1
+            for i in reversed(range(deepest, len(layers))):
+                below = (gradient @ weights[i]) * (inputs[i] > 0) if i > deepest else gradient
+                if trains[i][0]:
+                    weights[i] -= np.outer(step * gradient, inputs[i])
+                if trains[i][1]:
+                    biases[i] -= step * gradient
+                gradient = below
+    return [FloatDense(w, b, layer.relu) for w, b, layer in zip(weights, biases, layers, strict=True)]
+
+
+def adapt_int(model: Any, codes: NDArray[np.int8], y: Labels, rate: float, settings: Settings) -> None:
+    """The same by the board's code: samples into the store, then fit. Starts from the plan's weights and STATE."""
+    model.reset()
+    samples = ulearn.Samples(model, len(codes))
+    for x, label in zip(codes, y.tolist(), strict=True):
+        samples.add(x, label)
+    ulearn.Trainer(model, learning_rate=rate, seed=settings.seed, skip=settings.skip).fit(samples, settings.epochs)
+
+
+def accuracy_float(layers: Sequence[FloatDense], x: Floats, y: Labels) -> float:
+    """Percent of the windows that the float network names rightly."""
+    return float(100 * np.mean(forward(layers, x)[-1].argmax(axis=1) == y))
+
+
+def accuracy_int(model: Any, codes: NDArray[np.int8], y: Labels) -> float:
+    """Percent of the windows that the board names rightly."""
+    return float(100 * np.mean([model.predict(x) == label for x, label in zip(codes, y, strict=True)]))
+
+
+def run_subject(windows: Windows, settings: Settings, subject: int) -> Subject:
+    """Leave a subject out, pretrain, and adapt on either half of its executions with every scheme and rate."""
+    with threadpool_limits(1):
+        others = windows.subjects != subject
+        mean, spread = windows.features[others].mean(axis=0), windows.features[others].std(axis=0)
+        x = np.clip((windows.features - mean) / spread, -REACH, REACH)
+        layers = pretrain(x[others], windows.labels[others], settings.seed)
+        network = quantise(layers, x[others], "softmax_ce")
+        models = [ulearn.load(compile_plan(network, Options(scheme)).data) for scheme in settings.schemes]
+        x, y, executions = x[~others], windows.labels[~others], windows.executions[~others]
+        codes = network.layers[0].input.codes(x)
+        early = executions <= np.median(np.unique(executions))
+        halves = [(early, ~early), (~early, early)]
+        before = np.mean([(accuracy_float(layers, x[t], y[t]), accuracy_int(models[0], codes[t], y[t])) for _, t in halves], 0)
+        after = np.zeros((2, len(halves), len(settings.schemes), len(settings.rates)))
+        for h, (train, test) in enumerate(halves):
+            for s, (scheme, model) in enumerate(zip(settings.schemes, models, strict=True)):
+                for r, rate in enumerate(settings.rates):
+                    adapted = adapt_float(layers, x[train], y[train], scheme, rate, settings)
+                    adapt_int(model, codes[train], y[train], rate, settings)
+                    after[0, h, s, r] = accuracy_float(adapted, x[test], y[test])
+                    after[1, h, s, r] = accuracy_int(model, codes[test], y[test])
+    return Subject(subject, float(before[0]), float(before[1]), *after.mean(axis=1))
+
+
+def run(windows: Windows, settings: Settings, subjects: Sequence[int] = (), processes: int = 2) -> list[Subject]:
+    """Every subject (or those asked for), on as many cores as there are, at most `processes`."""
+    subjects = subjects or np.unique(windows.subjects).tolist()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, os.cpu_count() or 1), mp_context=context) as pool:
+        return list(pool.map(partial(run_subject, windows, settings), subjects))
+
+
+def chosen(after: Floats) -> NDArray[np.int64]:
+    """For each subject the rate that served the others best. after: [subjects, rates]."""
+    return np.argmax(after.sum(axis=0) - after, axis=1)
+
+
+def summarise(results: Sequence[Subject], settings: Settings) -> list[Row]:
+    """A row a scheme."""
+    before = np.array([(r.before_float, r.before_int) for r in results])
+    rows = []
+    for s, scheme in enumerate(settings.schemes):
+        both = np.array([(r.after_float[s], r.after_int[s]) for r in results])
+        picks = [chosen(both[:, kind]) for kind in (0, 1)]
+        after = np.stack([both[np.arange(len(both)), kind, picks[kind]] for kind in (0, 1)], axis=1)
+        gap, gain = after[:, 0] - after[:, 1], after[:, 1] - before[:, 1]
+        counts = [{settings.rates[i]: int(np.sum(p == i)) for i in np.unique(p)} for p in picks]
+        means = [*before.mean(axis=0), *after.mean(axis=0), *_mean_and_error(gap), *_mean_and_error(gain)]
+        rows.append(Row(scheme, *map(float, means), *counts))
+    return rows
+
+
+def _mean_and_error(values: Floats) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, aligned."""
+    lines = [
+        f"{'':11}{'before':^16}{'after':^16}{'float - int8':^16}{'gain of int8':^16}{'rates (subjects)'}",
+        f"{'scheme':11}{'float':>8}{'int8':>8}{'float':>8}{'int8':>8}{'points':^16}{'points':^16}{'float | int8'}",
+    ]
+    for row in rows:
+        accuracies = (row.before_float, row.before_int, row.after_float, row.after_int)
+        gap, gain = (f"{v:+.2f} ± {e:.2f}" for v, e in ((row.gap, row.gap_error), (row.gain, row.gain_error)))
+        rates = " | ".join(" ".join(f"{r:g} ({n})" for r, n in c.items()) for c in (row.rates_float, row.rates_int))
+        lines.append(f"{row.scheme:11}" + "".join(f"{a:8.2f}" for a in accuracies) + f"{gap:^16}{gain:^16}{rates}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Integer against float32 adaptation on accelerometer windows.")
+    parser.add_argument("--short", action="store_true", help=f"{SHORT_SUBJECTS} subjects and rates {SHORT_RATES} only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers to FILE")
+    arguments = parser.parse_args()
+    path = data_file()
+    if not path.exists():
+        print(f"{path} is missing; ULEARN_DATA names the folder that holds it", file=sys.stderr)
+        return 1
+    start = time.monotonic()
+    windows = load(path)
+    settings = Settings(rates=SHORT_RATES) if arguments.short else Settings()
+    subjects = np.unique(windows.subjects).tolist()[: SHORT_SUBJECTS if arguments.short else None]
+    rows = summarise(run(windows, settings, subjects), settings)
+    seconds = time.monotonic() - start
+    print(table(rows))
+    print(f"{len(subjects)} subjects, executor {ulearn.executor}, {seconds:.0f} s")
+    if arguments.json:
+        report = {"subjects": len(subjects), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(report | {"seconds": round(seconds, 1)}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

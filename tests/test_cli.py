@@ -1,0 +1,213 @@
+"""The `ulearn` command as a user runs it: every station over real ports, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import ulearn
+from ulearn_host import emulate
+
+
+def run(*arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command; it must not print a traceback, and fail only where that is expected."""
+    command = [sys.executable, "-m", "ulearn_host.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    assert (done.returncode != 0) == fails, done.stderr + done.stdout
+    return done
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained classifier, calibration samples and samples of two users."""
+    folder = tmp_path_factory.mktemp("work")
+    x, y = load_digits(return_X_y=True)
+    x = x / 16
+    model = MLPClassifier((24,), max_iter=40, random_state=0).fit(x[:600], y[:600])
+    joblib.dump(model, folder / "digits.joblib")
+    scaled = make_pipeline(StandardScaler(), MLPClassifier((24,), max_iter=40, random_state=0)).fit(x[:600], y[:600])
+    joblib.dump(scaled, folder / "scaled.joblib")
+    np.savez(folder / "calibration.npz", x=x[:200], y=y[:200])
+    for i, part in enumerate((slice(600, 760), slice(760, 920))):
+        tilted = np.roll(x[part].reshape(-1, 8, 8), i + 1, axis=2).reshape(-1, 64)
+        np.savez(folder / f"user{i}.npz", x=tilted, y=y[part])
+    run("prepare", folder / "digits.joblib", "--calibration", folder / "calibration.npz", "--scheme", "full")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "agreement", "loss"), [("digits", 0.97, 0.01), ("scaled", 0.92, 0.02)])
+def test_prepared_plan_is_the_network(work: Path, name: str, agreement: float, loss: float) -> None:
+    """The int8 plan predicts what the float network predicts, nearly always, and loses next to no accuracy.
+
+    `scaled`: a StandardScaler is folded in, whose hardly used pixels ask for weights a hundred times larger.
+    """
+    model = joblib.load(work / f"{name}.joblib")
+    run("prepare", work / f"{name}.joblib", "--calibration", work / "calibration.npz", "-o", work / "same.ulm")
+    x, y = load_digits(return_X_y=True)
+    x, y = x[600:] / 16, y[600:]
+    plan = ulearn.load(str(work / "same.ulm"))
+    got, wanted = np.array([plan.predict(sample) for sample in x]), model.predict(x)
+    assert np.mean(got == wanted) >= agreement
+    assert np.mean(got == y) >= np.mean(wanted == y) - loss
+    assert plan.meta["labels"] == [str(i) for i in range(10)]
+
+
+def test_inspect(work: Path) -> None:
+    """A table for people, the same numbers as JSON for scripts."""
+    facts = json.loads(run("inspect", work / "digits.ulm", "--json").stdout)
+    assert facts["flash_bytes"] == (work / "digits.ulm").stat().st_size
+    assert facts["macs"]["forward"] == 64 * 24 + 24 * 10
+    assert facts["meta"]["scheme"] == "full" and len(facts["tensors"]) == 4
+    shown = run("inspect", work / "digits.ulm").stdout
+    assert "dense_1" in shown and f"{facts['ram_bytes']:,}" in shown
+
+
+@pytest.mark.parametrize("scheme", ["last", "bias", "last+bias", "full"])
+def test_npz(work: Path, scheme: str) -> None:
+    """Plain float weights in either orientation give one plan; int8 weights take less RAM than int16."""
+    model = joblib.load(work / "digits.joblib")
+    upright = {f"w{i}": w for i, w in enumerate(model.coefs_)} | {f"b{i}": b for i, b in enumerate(model.intercepts_)}
+    np.savez(work / "a.npz", **upright)
+    np.savez(work / "b.npz", **{k: v.T for k, v in upright.items()})
+    for name in "ab":
+        run("prepare", work / f"{name}.npz", "--calibration", work / "calibration.npz", "--scheme", scheme)
+    a, b = (ulearn.load(str(work / f"{name}.ulm")) for name in "ab")
+    assert a.model_id == b.model_id and a.train_blob == b.train_blob
+    run("prepare", work / "a.npz", "--calibration", work / "calibration.npz", "--scheme", scheme, "--weights", "int8")
+    small = ulearn.load(str(work / "a.ulm"))
+    assert len(small.train_blob) < len(b.train_blob) or scheme == "bias"
+
+
+def test_regression_learns(tmp_path: Path) -> None:
+    """A regressor by mean squared error: the loss on new samples falls."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (600, 6))
+    y = np.stack([x[:, 0] + 0.5 * x[:, 1], np.maximum(x[:, 2], x[:, 3])], axis=1)
+    model = MLPRegressor(hidden_layer_sizes=(24,), max_iter=300, random_state=0).fit(x[:300], y[:300])
+    joblib.dump(model, tmp_path / "r.pkl")
+    np.savez(tmp_path / "c.npz", x=x[:200], y=y[:200] * 1.3)
+    run("prepare", tmp_path / "r.pkl", "--calibration", tmp_path / "c.npz", "--scheme", "last+bias")
+    plan = ulearn.load(str(tmp_path / "r.ulm"))
+
+    def error() -> float:
+        return float(np.mean([(np.array(plan.predict(a)) - b) ** 2 for a, b in zip(x[400:], 1.3 * y[400:], strict=True)]))
+
+    before = error()
+    trainer = ulearn.Trainer(plan, learning_rate=0.05)
+    trainer.fit((x[:400].tolist(), (1.3 * y[:400]).tolist()), epochs=4)
+    assert error() < 0.6 * before
+
+
+def test_two_boards(work: Path, tmp_path: Path) -> None:
+    """deploy, evaluate, train and federate on two Unix-port boards; the fleet's plan holds what they learned."""
+    plan = work / "digits.ulm"
+    with ExitStack() as stack:
+        ports = [stack.enter_context(emulate.start("UNIX")).port for _ in range(2)]
+        for port in ports:
+            assert json.loads(run("deploy", plan, "--port", port, "--json").stdout)["architecture"] == "x64"
+        users = [work / "user0.npz", work / "user1.npz"]
+        score = json.loads(run("evaluate", plan, "--port", ports[0], "--data", users[0], "--json").stdout)
+        assert score["samples"] == 160
+        local = ulearn.load(str(plan))
+        with np.load(users[0]) as data:
+            right = sum(local.predict(x) == y for x, y in zip(data["x"], data["y"], strict=True))
+        assert score["right"] == right
+        learned = json.loads(run("train", plan, "-p", ports[0], "--data", users[0], "--json").stdout)
+        assert learned["after"] > learned["before"] + 0.1
+        both = [a for port, user in zip(ports, users, strict=True) for a in ("-p", port, "--data", user)]
+        out = tmp_path / "fleet.ulm"
+        fleet = json.loads(run("federate", plan, *both, "--rounds", 4, "--epochs", 2, "-o", out, "--json").stdout)
+        assert fleet["after"] > fleet["before"] + 0.1
+        rights = 0
+        for user in users:
+            share = np.load(user)
+            model = ulearn.load(str(out))
+            rights += sum(model.predict(x) == y for x, y in zip(share["x"][:40], share["y"][:40], strict=True))
+        assert rights / 80 == pytest.approx(fleet["after"])
+
+
+def mistakes(work: Path) -> list[tuple[tuple[object, ...], str]]:
+    """Commands that cannot work, and a word that their message must have."""
+    x = np.zeros((5, 64))
+    files = {
+        "bad.npz": b"not an archive",
+        "cut.ulm": (work / "digits.ulm").read_bytes()[:100],
+    }
+    for name, content in files.items():
+        (work / name).write_bytes(content)
+    np.savez(work / "nothing.npz", z=x)
+    np.savez(work / "narrow.npz", x=x[:, :10], y=np.zeros(5, int))
+    np.savez(work / "infinite.npz", x=x + np.inf, y=np.zeros(5, int))
+    np.savez(work / "labels.npz", x=x, y=np.full(5, 77))
+    joblib.dump(LogisticRegression(), work / "other.pkl")
+    joblib.dump(MLPClassifier(), work / "unfitted.pkl")
+    joblib.dump(MLPClassifier((4,), activation="tanh", max_iter=1).fit(x, [0, 1, 0, 1, 0]), work / "tanh.pkl")
+    good = work / "calibration.npz"
+    return [
+        (("prepare", work / "missing.npz", "--calibration", good), "no such file"),
+        (("prepare", work / "bad.npz", "--calibration", good), "npz"),
+        (("prepare", work / "nothing.npz", "--calibration", good), "w0"),
+        (("prepare", work / "model.tflite", "--calibration", good), "no such file"),
+        (("prepare", work / "other.pkl", "--calibration", good), "LogisticRegression"),
+        (("prepare", work / "unfitted.pkl", "--calibration", good), "fit()"),
+        (("prepare", work / "tanh.pkl", "--calibration", good), "tanh"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "narrow.npz"), "shape"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "infinite.npz"), "finite"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "labels.npz"), "labels"),
+        (("prepare", work / "digits.joblib", "--calibration", good, "--scheme", "sparse"), "scheme"),
+        (("prepare", work / "digits.joblib", "--calibration", good, "--weights", "int4"), "weights"),
+        (("inspect", work / "missing.ulm"), "no such file"),
+        (("inspect", work / "cut.ulm"), "cut.ulm"),
+        (("inspect", work / "bad.npz"), "bad.npz"),
+        (("deploy", work / "digits.ulm", "--port", "/dev/ttyNOWHERE"), "ttyNOWHERE"),
+        (("evaluate", work / "digits.ulm", "-p", "/dev/ttyNOWHERE", "--data", good), "ttyNOWHERE"),
+        (("evaluate", work / "digits.ulm", "-p", "x", "--data", work / "narrow.npz"), "64"),
+        (("train", work / "digits.ulm", "-p", "x", "--data", work / "labels.npz"), "labels"),
+        (("federate", work / "digits.ulm", "-p", "a", "-p", "b", "--data", good), "2 ports"),
+    ]
+
+
+def test_mistakes_are_answered_in_one_sentence(work: Path) -> None:
+    """Status not 0, one line that names the fault, and no file left behind."""
+    for command, word in mistakes(work):
+        before = {p.name for p in work.iterdir()}
+        done = run(*command, fails=True)
+        assert word in done.stderr, (command, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1 or "preparing" in done.stderr or "deploying" in done.stderr
+        assert {p.name for p in work.iterdir()} == before
+
+
+def test_bars_on_a_terminal(work: Path) -> None:
+    """On a terminal there is a progress bar; on a pipe there is none and no escape code."""
+    command = [sys.executable, "-m", "ulearn_host.cli", "prepare", str(work / "digits.joblib")]
+    command += ["--calibration", str(work / "calibration.npz"), "-o", str(work / "bars.ulm")]
+    master, slave = pty.openpty()
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"})
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        shown += piece
+    assert process.wait() == 0
+    assert b"\x1b[" in shown and "━".encode() in shown
+    assert "\x1b[" not in run(*command[3:]).stdout

@@ -1,0 +1,58 @@
+"""The README tells the truth: its table is what `make bench` prints, its code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import bench
+import numpy as np
+import pytest
+from conftest import ON_DEBIAN, Device
+
+from ulearn_host.compiler import Options, compile_plan
+
+
+def cells(table: str) -> list[str]:
+    """Words and numbers of a table, in order."""
+    return re.findall(r"[\w+.,]+", table)
+
+
+def test_the_table_is_measured() -> None:
+    """Regenerated, every number is within 2 % (compilers differ a little), every word the same."""
+    if not ON_DEBIAN:
+        pytest.skip("not a Debian system: the emulated Cortex-M0 cannot be built")
+    old, new = cells(bench.in_readme()), cells(bench.text())
+    assert len(old) == len(new)
+    for a, b in zip(old, new, strict=True):
+        try:
+            x, y = (float(v.replace(",", "").rstrip(".")) for v in (a, b))
+        except ValueError:
+            assert a == b
+            continue
+        assert abs(x - y) <= max(0.02 * abs(y), 0.11), (a, b)
+
+
+def test_the_ten_lines_run(cortex_m0: Device, tmp_path: Path) -> None:
+    """The README's MicroPython, unchanged, on the Cortex-M0; only the sensor is a recorded signal here."""
+    text = bench.README.read_text()
+    code = re.search(r"```python\n(import ulearn\n.*?)```", text, re.S)
+    assert code and len(code.group(1).strip().splitlines()) <= 12
+    (tmp_path / "digits.ulm").write_bytes(compile_plan(bench.network(), Options("last+bias")).data)
+    rng = np.random.default_rng(3)
+    signal = rng.integers(-128, 128, (40, 64)).astype(np.int8)
+    (tmp_path / "signal.bin").write_bytes(signal.tobytes())
+    sensor = (
+        "_data = open('signal.bin','rb').read()\n"
+        "def read(n=[0]):\n"
+        "    n[0] += 1\n"
+        "    i = n[0] % 40\n"
+        "    return _data[i * 64:i * 64 + 64], i % 10\n"
+    )
+    (tmp_path / "sensor.py").write_text(sensor)
+    (tmp_path / "lines.py").write_text(code.group(1))
+    cortex_m0.put(tmp_path / "digits.ulm", tmp_path / "signal.bin", tmp_path / "sensor.py", tmp_path / "lines.py")
+    lines = cortex_m0.run("import lines")
+    assert lines and lines[-1].isdigit()
+    again = "import ulearn;m=ulearn.load('digits.ulm');b=bytes(m.train_blob);m.restore('digits.ckpt');print(b!=m.train_blob)"
+    assert cortex_m0.run(again) == ["True"]
