@@ -33,7 +33,9 @@ _IMPORT = (
 def network():  # type: ignore[no-untyped-def]
     """A 64-32-10 perceptron of seeded numbers: the same bytes on every machine."""
     rng = np.random.default_rng(0)
-    layers = [FloatDense(rng.normal(0, 0.2, (o, i)), np.zeros(o), relu) for i, o, relu in ((64, 32, True), (32, 10, False))]
+    layers = [
+        FloatDense(rng.normal(0, 0.2, (o, i)), np.zeros(o), relu) for i, o, relu in ((64, 32, True), (32, 10, False))
+    ]
     return quantise(layers, rng.uniform(0, 1, (100, 64)), "softmax_ce")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import reference
 
+import reference
 from ulearn_host.compiler import SCHEMES, Options, Plan, compile_plan
 from ulearn_host.errors import UserError
 from ulearn_host.network import Dense, Network, Quantisation

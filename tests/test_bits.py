@@ -7,12 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import cases
 import pytest
-import steps
-from conftest import HERE, Device
 
+import cases
+import steps
 import ulearn
+from conftest import HERE, Device
 from ulearn import ulab_executor
 from ulearn_host import emulate
 

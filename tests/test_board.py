@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import cases
 import pytest
-from conftest import HERE, ON_DEBIAN, Device
 
+import cases
+from conftest import HERE, ON_DEBIAN, Device
 from ulearn_host import emulate, report
 
 SEEDS = (1, 2, 3, 4, 7)

@@ -105,7 +105,9 @@ def test_regression_learns(tmp_path: Path) -> None:
     plan = ulearn.load(str(tmp_path / "r.ulm"))
 
     def error() -> float:
-        return float(np.mean([(np.array(plan.predict(a)) - b) ** 2 for a, b in zip(x[400:], 1.3 * y[400:], strict=True)]))
+        return float(
+            np.mean([(np.array(plan.predict(a)) - b) ** 2 for a, b in zip(x[400:], 1.3 * y[400:], strict=True)])
+        )
 
     before = error()
     trainer = ulearn.Trainer(plan, learning_rate=0.05)

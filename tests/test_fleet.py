@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import random_case
 
 import ulearn
+from cases import random_case
 from ulearn_host import aggregate
 from ulearn_host.fleet import PlanFacts
 

@@ -134,7 +134,9 @@ def take_apart(data: bytes) -> list[Part]:
 
 
 def put_together(head: bytes, parts: Sequence[Part]) -> bytearray:
-    body = b"".join(struct.pack("<HHI", p.kind, p.flags, len(p.value)) + p.value + bytes(-len(p.value) & 7) for p in parts)
+    body = b"".join(
+        struct.pack("<HHI", p.kind, p.flags, len(p.value)) + p.value + bytes(-len(p.value) & 7) for p in parts
+    )
     data = bytearray(head[: n.HEADER_BYTES]) + body
     struct.pack_into("<IH", data, n.H_LENGTH, len(data), len(parts))
     return data
@@ -156,7 +158,15 @@ def find(parts: Sequence[Part], kind: int) -> list[Part]:
 # Fields as (offset, struct code).
 FILE_FIELDS = [(0, "I"), (4, "H"), (6, "H"), (8, "I"), (12, "H"), (14, "H"), (16, "I"), (64, "I")]
 SECTION_FIELDS = [(0, "H"), (2, "H"), (4, "I")]
-PROGRAM_FIELDS = [*((16 + 4 * i, "I") for i in range(7)), (44, "I"), (48, "I"), (52, "H"), (54, "B"), (55, "B"), (56, "I")]
+PROGRAM_FIELDS = [
+    *((16 + 4 * i, "I") for i in range(7)),
+    (44, "I"),
+    (48, "I"),
+    (52, "H"),
+    (54, "B"),
+    (55, "B"),
+    (56, "I"),
+]
 RECORD_FIELDS = [
     *((i, "B") for i in range(4)),
     *((i, "H") for i in (4, 6)),
@@ -315,7 +325,9 @@ def operands(rng: random.Random, head: bytes, parts: list[Part]) -> bytearray:
         at = rng.choice(spots)
         old = struct.unpack_from("<I", value, at)[0]
         other = struct.unpack_from("<I", value, rng.choice(spots))[0]
-        new = rng.choice((other, old + rng.choice((-4, -2, -1, 1, 2, 4, 16)), old & 0x0FFFFFFF | rng.randrange(16) << 28))
+        new = rng.choice(
+            (other, old + rng.choice((-4, -2, -1, 1, 2, 4, 16)), old & 0x0FFFFFFF | rng.randrange(16) << 28)
+        )
         struct.pack_into("<I", value, at, new % 2**32)
     return put_together(head, parts)
 
@@ -490,6 +502,122 @@ def test_mutations_are_refused_or_run(
     assert set(code for code in codes if code < 0) <= {n.E_LABEL, n.E_DATA}, codes
 
 
+def test_accepted_plans_fail_by_name() -> None:
+    # What a board does around the core with an accepted plan may refuse an input, and nothing else may go wrong.
+    used = 0
+    for name, data in mutants(4000):
+        try:
+            model = ulearn.load(data, run=lambda *_: 0)
+        except ValueError:
+            continue
+        if model.input_bytes + model.target_bytes > 100_000:
+            continue
+        used += 1
+        x, y = [0.1] * model.input_bytes, [0.1] * model.target_bytes
+        for call in (
+            lambda m: m.predict(x),
+            lambda m: m.features(x),
+            lambda m: m.apply(m.update(1)),
+            lambda m: m.training and ulearn.Trainer(m).step(x, 1 if m.loss_kind == n.LOSS_SOFTMAX_CE else y),
+        ):
+            try:
+                call(model)
+            except ValueError:
+                pass
+            except Exception as e:
+                raise AssertionError(f"{name}: {type(e).__name__}: {e}") from e
+    assert used > 1000
+
+
+COMPUTING = ("contents", "parameters", "fractions", "state fields")  # what leaves the flow of data as it is
+
+
+def test_accepted_mutants_compute_what_the_format_says(driver: Path, tmp_path: Path) -> None:
+    sessions, names, wanted = [], [], []
+    for name, data in mutants(1200):
+        if name.split(" #")[0] not in COMPUTING:
+            continue
+        try:
+            model = ulearn.load(data, run=_never)
+        except ValueError:
+            continue
+        rng = random.Random(name)
+        for session in sessions_of(rng, model):
+            del session.calls[3:]
+            session.answer = True
+            sessions.append(session)
+            names.append(name)
+            wanted.append(referred(data, session))
+    answers, faults = execute(driver, sessions, tmp_path)
+    assert not faults, described(faults, names)
+    assert len(sessions) > 600
+    wrong = [
+        name for name, want, session, a in zip(names, wanted, sessions, answers, strict=True) if want != got(session, a)
+    ]
+    assert not wrong, f"{len(wrong)} of {len(sessions)} differ from tests/reference.py: {wrong[:20]}"
+
+
+def referred(data: bytes, session: Session) -> list[tuple[bytes, bytes, bytes] | None]:
+    """TRAIN, STATE and the output after every call as the reference has them; None and the end where it refuses."""
+    machine = reference.Machine(reference.parse(data))
+    kind = session.programs[0][n.P_KIND]
+    program = next(name for name, p in machine.plan.programs.items() if p.kind == kind)
+    result: list[tuple[bytes, bytes, bytes] | None] = []
+    for _, _, _, x, target in session.calls:
+        try:
+            machine.run(program, x, target)
+        except ValueError as e:
+            assert "sum to 0" in str(e), e
+            return [*result, None]
+        train, state = (
+            bytes(b[: session.sizes[i]]) for b, i in ((machine.train, n.BUF_TRAIN), (machine.state, n.BUF_STATE))
+        )
+        result.append((train, state, machine.output(program)))
+    return result
+
+
+def got(session: Session, answer: bytes) -> list[tuple[bytes, bytes, bytes] | None]:
+    """The same from the core."""
+    train, state, arena = (session.sizes[b] for b in (n.BUF_TRAIN, n.BUF_STATE, n.BUF_ARENA))
+    output, size = struct.unpack_from("<II", session.programs[0], n.P_OUTPUT)
+    result: list[tuple[bytes, bytes, bytes] | None] = []
+    for at in range(0, len(answer), 4 + train + state + arena):
+        if struct.unpack_from("<i", answer, at)[0] == n.E_DATA:
+            return [*result, None]
+        begin = at + 4 + train + state + (output & 0x0FFFFFFF)
+        result.append(
+            (
+                answer[at + 4 : at + 4 + train],
+                answer[at + 4 + train : at + 4 + train + state],
+                answer[begin : begin + size],
+            )
+        )
+    return result
+
+
+def test_records_that_overwrite_what_they_read_are_refused() -> None:
+    # The core and the ulab executor would see different things.
+    tried = 0
+    for seed in range(12):
+        base = cases.random_case(seed, 24).plan.data
+        count = len(find(take_apart(base), n.SECTION_PROGRAM)[1].value) // n.RECORD_BYTES - 1
+        for record in range(count):
+            parts = take_apart(base)
+            value = find(parts, n.SECTION_PROGRAM)[1].value
+            at = n.PROGRAM_BYTES + record * n.RECORD_BYTES
+            if value[at] not in (n.OP_DENSE, n.OP_SOFTMAX_CE, n.OP_MSE, n.OP_DENSE_BACK):
+                continue
+            spot = at + n.R_OPERANDS
+            source = struct.unpack_from("<I", value, spot)[0]
+            if source >> 28 != n.BUF_ARENA:
+                continue
+            struct.pack_into("<I", value, spot + 4, source & ~3)
+            tried += 1
+            with pytest.raises(ValueError, match=f"record {record}: "):
+                ulearn.load(seal(put_together(base, parts)), run=_never)
+    assert tried > 40
+
+
 def test_widest_weights_never_overflow(driver: Path, tmp_path: Path) -> None:
     # Every number of fraction bits, every weight and input at the end of its range: refused, or run.
     sessions, names = [], []
@@ -606,9 +734,7 @@ def judgement() -> list[tuple[cases.Case, list[str]]]:
     return [(case, cases.expected(case)) for case in found]
 
 
-def test_cases_under_sanitizers(
-    driver: Path, judgement: list[tuple[cases.Case, list[str]]], tmp_path: Path
-) -> None:
+def test_cases_under_sanitizers(driver: Path, judgement: list[tuple[cases.Case, list[str]]], tmp_path: Path) -> None:
     sessions = [session_of_case(case) for case, _ in judgement]
     answers, faults = execute(driver, sessions, tmp_path)
     assert not faults, described(faults, [f"case {case.seed}" for case, _ in judgement])
@@ -637,7 +763,9 @@ def extreme_case(seed: int) -> cases.Case:
                 if rng.random() < 0.3:
                     struct.pack_into("<h", part.value, at + n.R_SCALE_EXP, rng.choice((-32768, -60, -9, 0, 9, 32767)))
                 if part.value[at] == n.OP_DENSE and rng.random() < 0.3:
-                    struct.pack_into("<bb", part.value, at + n.R_ZERO_IN, rng.choice((-128, 127)), rng.choice((-128, 127)))
+                    struct.pack_into(
+                        "<bb", part.value, at + n.R_ZERO_IN, rng.choice((-128, 127)), rng.choice((-128, 127))
+                    )
     data = seal(put_together(case.plan.data, parts))
     ends = np.frombuffer(rng.randbytes(case.inputs.size), dtype=np.int8).reshape(case.inputs.shape)
     inputs = np.where(ends < 0, -128, 127).astype(np.int8)
@@ -680,7 +808,22 @@ ROUNDINGS = 1_000_000
 
 def roundings() -> list[tuple[int, int, int]]:
     """(acc, multiplier, shift): extremes with every shift, then random ones of every magnitude."""
-    ends = [0, 1, 2, 3, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**16 + 1, 2**30 - 1, 2**30, 2**30 + 1, 2**31 - 2, 2**31 - 1]
+    ends = [
+        0,
+        1,
+        2,
+        3,
+        2**15 - 1,
+        2**15,
+        2**16 - 1,
+        2**16,
+        2**16 + 1,
+        2**30 - 1,
+        2**30,
+        2**30 + 1,
+        2**31 - 2,
+        2**31 - 1,
+    ]
     ends = sorted({*ends, *(-v for v in ends), -(2**31)})
     result = [(a, m, s) for a in ends for m in ends for s in (*range(-31, 31), -128, -32, 31, 127)]
     rng = random.Random(1)

@@ -45,7 +45,9 @@ def test_gradients_match_float(loss: str) -> None:
     images = images / 16
     kind = MLPClassifier if loss == "softmax_ce" else MLPRegressor
     onehot = np.eye(10)[y]
-    model = kind(hidden_layer_sizes=(40, 24), max_iter=12, random_state=0).fit(images[:900], y[:900] if loss == "softmax_ce" else onehot[:900])
+    model = kind(hidden_layer_sizes=(40, 24), max_iter=12, random_state=0).fit(
+        images[:900], y[:900] if loss == "softmax_ce" else onehot[:900]
+    )
     layers, found, labels = from_sklearn(model)
     assert found == loss
     targets = y if loss == "softmax_ce" else onehot

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import bench
 import numpy as np
 import pytest
-from conftest import ON_DEBIAN, Device
 
+import bench
+from conftest import ON_DEBIAN, Device
 from ulearn_host.compiler import Options, compile_plan
 
 

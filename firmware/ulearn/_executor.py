@@ -4,4 +4,4 @@ try:
 
     name = "native"
 except ImportError:
-    from .ulab_executor import name, run
+    from .ulab_executor import name, run  # noqa: F401

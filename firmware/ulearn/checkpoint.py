@@ -135,8 +135,9 @@ def _restore(model, path):
     if model_id != model.model_id:
         raise ValueError("%s: made with another model than %s" % (path, model.name))
     if (train, state) != (len(model.train_blob), len(model.state)):
-        raise ValueError("%s: holds %d + %d bytes, expected %d + %d" % (
-            path, train, state, len(model.train_blob), len(model.state)))
+        raise ValueError(
+            "%s: holds %d + %d bytes, expected %d + %d" % (path, train, state, len(model.train_blob), len(model.state))
+        )
     if base != model.base_id:
         raise ValueError("%s: made from another base than the one %s has" % (path, model.name))
     with open(path, "rb") as f:

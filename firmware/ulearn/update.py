@@ -59,8 +59,23 @@ def make(model, num_samples):
             struct.pack_into("<i" if wide else "<h", out, at, d)
             at += 4 if wide else 2
         values += count
-    struct.pack_into(HEADER, out, 0, MAGIC, VERSION, DENSE, size, model.model_id, model.base_id, num_samples, values,
-                     saturated, 16, 32, 0)
+    struct.pack_into(
+        HEADER,
+        out,
+        0,
+        MAGIC,
+        VERSION,
+        DENSE,
+        size,
+        model.model_id,
+        model.base_id,
+        num_samples,
+        values,
+        saturated,
+        16,
+        32,
+        0,
+    )
     struct.pack_into("<I", out, size - 4, crc32(memoryview(out)[: size - 4]) & 0xFFFFFFFF)
     return bytes(out)
 
@@ -70,7 +85,8 @@ def parse(data, table):
     if len(data) < HEADER_BYTES + 4:
         raise ValueError("update: cut short: %d bytes" % len(data))
     magic, version, encoding, size, model_id, base, samples, values, saturated, bits, wide, zero = struct.unpack_from(
-        HEADER, data, 0)
+        HEADER, data, 0
+    )
     if magic != MAGIC:
         raise ValueError("update: it does not begin with 'uLUP'")
     if version != VERSION:

@@ -53,7 +53,14 @@ _ARENA_MAX = const(16777216)
 # Of each record: (operand, unit, number, written). Units: 1, 2, 4 bytes an element, w: a weight, g: a gradient tensor.
 # Numbers: K inputs, N outputs, W weights, E the record's extra, L one label.
 _OPERANDS = {
-    _OP_DENSE: ((0, "1", "K", 0), (1, "1", "N", 1), (2, "w", "W", 0), (3, "4", "N", 0), (4, "4", "N", 0), (5, "1", "N", 0)),
+    _OP_DENSE: (
+        (0, "1", "K", 0),
+        (1, "1", "N", 1),
+        (2, "w", "W", 0),
+        (3, "4", "N", 0),
+        (4, "4", "N", 0),
+        (5, "1", "N", 0),
+    ),
     _OP_RELU: ((0, "1", "K", 0), (1, "1", "K", 1)),
     _OP_SOFTMAX_CE: ((0, "1", "N", 0), (1, "g", "N", 1), (2, "2", "E", 0), (3, "t", "L", 0)),
     _OP_MSE: ((0, "1", "N", 0), (1, "g", "N", 1), (3, "t", "N", 0)),
@@ -145,7 +152,9 @@ class _Verifier:
         self.where = "train" if self.kind == _KIND_TRAIN else "forward"
         self.need(not flags and zero == bytes(8), "unknown flags")
         self.need(0 < count <= _RECORDS_MAX, "%d records" % count)
-        self.need(len(program) == _PROGRAM_BYTES + count * _RECORD_BYTES, "%d bytes for %d records" % (len(program), count))
+        self.need(
+            len(program) == _PROGRAM_BYTES + count * _RECORD_BYTES, "%d bytes for %d records" % (len(program), count)
+        )
         for buf in range(_BUF_ARENA, _BUF_TARGET):
             self.need(self.sizes[buf] <= self.have[buf], "needs %d bytes of buffer %d" % (self.sizes[buf], buf))
         self.need(self.sizes[_BUF_INPUT] == self.input_bytes, "takes %d bytes of input" % self.sizes[_BUF_INPUT])
@@ -182,8 +191,13 @@ class _Verifier:
         self.need(mode == _MODE_APPLY, "mode %d is not supported yet" % mode)
         allowed = (_FLAG_MASK if op == _OP_DENSE_BACK else 0) | (_FLAG_GATE_DEEPER if gate else 0)
         self.need(not flags & ~allowed, "unknown flags 0x%x" % flags)
-        self.need(rounding == (_ROUND_SINGLE if op == _OP_DENSE else _ROUND_NONE), "rounding %d is not supported here" % rounding)
-        self.need(not (in_h or in_w or out_h or out_w or any(fields[18:24])), "dimensions that it does not have are set")
+        self.need(
+            rounding == (_ROUND_SINGLE if op == _OP_DENSE else _ROUND_NONE),
+            "rounding %d is not supported here" % rounding,
+        )
+        self.need(
+            not (in_h or in_w or out_h or out_w or any(fields[18:24])), "dimensions that it does not have are set"
+        )
         self.need(act_min <= act_max, "its activation range is empty")
         self.need(self.kind == _KIND_TRAIN or op <= _OP_RELU, "it trains, in a program that must not")
         if gate:
@@ -205,7 +219,9 @@ class _Verifier:
             self.need(n * _MANTISSA_MAX * largest < 1 << 31, "%d channels could overflow the accumulator" % n)
             self.need(self.sizes[_BUF_SCRATCH] >= 2 * n, "it needs %d bytes of scratch" % (2 * n))
         if op in (_OP_SOFTMAX_CE, _OP_MSE):
-            self.need(self.loss == (_LOSS_SOFTMAX_CE if op == _OP_SOFTMAX_CE else _LOSS_MSE), "it is not the plan's loss")
+            self.need(
+                self.loss == (_LOSS_SOFTMAX_CE if op == _OP_SOFTMAX_CE else _LOSS_MSE), "it is not the plan's loss"
+            )
             self.need(n <= _CLASSES_MAX and n == self.output_bytes, "%d outputs" % n)
         if op >= _OP_UPDATE_WEIGHT:
             self.need(1024 <= mantissa <= 2047, "scale mantissa %d" % mantissa)

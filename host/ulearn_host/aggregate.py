@@ -65,7 +65,8 @@ def encode(update: Update, table: bytes) -> bytes:
 
 def divide(total: NDArray[np.int64], weight: int) -> NDArray[np.int64]:
     """total / weight, rounded to nearest, halves away from zero: the one rounding of an aggregation."""
-    return np.sign(total) * ((2 * np.abs(total) + weight) // (2 * weight))
+    rounded: NDArray[np.int64] = np.sign(total) * ((2 * np.abs(total) + weight) // (2 * weight))
+    return rounded
 
 
 def fedavg(updates: Sequence[Update]) -> Update:

@@ -37,7 +37,9 @@ Seed = Annotated[int, typer.Option(help="Of the order of samples and of stochast
 def prepare(
     model: Annotated[Path, typer.Argument(help="Trained network: .npz (w0, b0, ...) or scikit-learn .joblib/.pkl.")],
     calibration: Annotated[Path, typer.Option(help="npz with x (and y, to calibrate the training as well).")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the plan; default: MODEL.ulm.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write the plan; default: MODEL.ulm.")
+    ] = None,
     scheme: Annotated[str, typer.Option(help=f"What trains on the board: {', '.join(SCHEMES)}.")] = "last+bias",
     weights: Annotated[str, typer.Option(help="How trainable weights are kept: int16, or int8 (less RAM).")] = "int16",
     loss: Annotated[str | None, typer.Option(help="softmax_ce or mse; an npz is taken for a classifier.")] = None,
@@ -158,7 +160,9 @@ def train(
     if as_json:
         print(json.dumps(result))
         return
-    rows = [[key, display.percent(value) if key in ("before", "after") else str(value)] for key, value in result.items()]
+    rows = [
+        [key, display.percent(value) if key in ("before", "after") else str(value)] for key, value in result.items()
+    ]
     display.table(f"{plan.name} on {port}", ["", ""], rows)
 
 
@@ -181,9 +185,7 @@ def evaluate(plan: PlanPath, port: Port, data: Data, as_json: Json = False) -> N
         display.console.print(f"mean squared error {error:g} over {score.samples} samples")
 
 
-@app.command(
-    epilog="Example:  ulearn federate digits.ulm -p /dev/ttyACM0 --data a.npz -p /dev/ttyACM1 --data b.npz --out new.ulm"
-)
+@app.command(epilog="Example:  ulearn federate digits.ulm -p PORT1 --data a.npz -p PORT2 --data b.npz --out fleet.ulm")
 def federate(
     plan: PlanPath,
     port: Annotated[list[str], typer.Option("--port", "-p", help="Serial port of a board; once for each.")],
@@ -228,7 +230,12 @@ def federate(
         out.write_bytes(facts.with_update(updates))
     result = {
         "boards": [
-            {"port": m.name, "samples": len(m.train), "before": b / max(1, len(m.test)), "after": a / max(1, len(m.test))}
+            {
+                "port": m.name,
+                "samples": len(m.train),
+                "before": b / max(1, len(m.test)),
+                "after": a / max(1, len(m.test)),
+            }
             for m, b, a in zip(members, before, after, strict=True)
         ],
         "before": fleet.accuracy(members, before),
@@ -244,7 +251,12 @@ def federate(
     ]
     total = sum(len(m.train) for m in members)
     rows.append(
-        ["fleet", str(total), display.percent(cast(float, result["before"])), display.percent(cast(float, result["after"]))]
+        [
+            "fleet",
+            str(total),
+            display.percent(cast(float, result["before"])),
+            display.percent(cast(float, result["after"])),
+        ]
     )
     display.table(f"{plan.name} after {rounds} rounds", ["board", "samples", "before", "after"], rows)
 
@@ -266,7 +278,9 @@ def demo(
         for b in result.boards
     ]
     fleet = result.federated
-    rows.append(["fleet", f"{fleet['rounds']} rounds", display.percent(fleet["before"]), "", display.percent(fleet["after"])])
+    rows.append(
+        ["fleet", f"{fleet['rounds']} rounds", display.percent(fleet["before"]), "", display.percent(fleet["after"])]
+    )
     columns = ["board", "implementation", "before", "after, alone", "after, fleet"]
     display.table("accuracy on samples that nobody trained on", columns, rows, 2)
     display.console.print(f"{result.seconds:.0f} s")

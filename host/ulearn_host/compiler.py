@@ -160,7 +160,9 @@ class _Compiler:
         if bias:
             operand = self.train.add(layer.bias, shared=False)
             steps = (layer.weight_scales * layer.input.scale).astype(np.float32)
-            self.tensors.append(Tensor(layer.name + "/bias", n.DTYPE_INT32, 0, (layer.outputs, 1, 1, 1), operand, steps))
+            self.tensors.append(
+                Tensor(layer.name + "/bias", n.DTYPE_INT32, 0, (layer.outputs, 1, 1, 1), operand, steps)
+            )
         else:
             operand = self.frozen.add(layer.bias)
         self.biases.append(operand)
@@ -264,7 +266,7 @@ class _Compiler:
             )
         table, exponent = scales.channel_scales(layer.weight_scales)
         below = self.layers[i - 1]
-        deeper = [g for (l, _), g in self.gate_of.items() if l < i]
+        deeper = [gate for (layer_, _), gate in self.gate_of.items() if layer_ < i]
         fields = {
             "in_c": layer.inputs,
             "out_c": layer.outputs,
@@ -387,7 +389,9 @@ def compile_plan(network: Network, options: Options | None = None, state: bytes 
         wide = options.weights == "int16" and trainable(i, len(network.layers), options.scheme)[0]
         limit = 2**30 // (255 * _largest(n.DTYPE_INT16 if wide else n.DTYPE_INT8, options.fraction))
         if layer.inputs > limit:
-            raise UserError(f"{layer.name}: {layer.inputs} inputs could overflow the accumulator, at most {limit} cannot")
+            raise UserError(
+                f"{layer.name}: {layer.inputs} inputs could overflow the accumulator, at most {limit} cannot"
+            )
     c = _Compiler(network, options)
     first_state = state or c.state()
     # All records first: they fill FROZEN, whose size each program's header tells.
@@ -409,7 +413,9 @@ def compile_plan(network: Network, options: Options | None = None, state: bytes 
     last = network.layers[-1]
     loss = n.LOSS_SOFTMAX_CE if network.loss == "softmax_ce" else n.LOSS_MSE
     loss_scale = 1 / 1024 if network.loss == "softmax_ce" else last.output.scale**2 / last.outputs
-    io = struct.pack("<4Hfi", *_shape(network.input_shape or (network.layers[0].inputs,)), network.layers[0].input.scale, network.layers[0].input.zero)
+    first = network.layers[0]
+    shape = _shape(network.input_shape or (first.inputs,))
+    io = struct.pack("<4Hfi", *shape, first.input.scale, first.input.zero)
     io += struct.pack("<4Hfi", *_shape((last.outputs,)), last.output.scale, last.output.zero)
     io += struct.pack("<HHf", loss, 0, loss_scale)
     meta = {

@@ -41,7 +41,9 @@ def mpremote(port: str, *commands: str) -> str:
     try:
         done = subprocess.run(line, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{port}: the board did not answer mpremote within {_TIMEOUT_S} s; reset it and try again") from None
+        raise UserError(
+            f"{port}: the board did not answer mpremote within {_TIMEOUT_S} s; reset it and try again"
+        ) from None
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise UserError(f"{port}: mpremote failed: {last[-1]}")

@@ -29,7 +29,9 @@ def from_npz(path: Path) -> list[FloatDense]:
             raise UserError(f"{path}: w{i} or b{i} is missing; expected w0, b0, ... w{count - 1}, b{count - 1}")
         w, b = arrays[f"w{i}"].astype(np.float64), arrays[f"b{i}"].astype(np.float64)
         if w.ndim != 2 or b.ndim != 1 or len(b) not in w.shape:
-            raise UserError(f"{path}: w{i} has shape {w.shape} and b{i} {b.shape}, expected (inputs, outputs), (outputs,)")
+            raise UserError(
+                f"{path}: w{i} has shape {w.shape} and b{i} {b.shape}, expected (inputs, outputs), (outputs,)"
+            )
         layers.append(FloatDense(w.T if w.shape[1] == len(b) else w, b, relu=i < count - 1))
     return layers
 
@@ -52,7 +54,9 @@ def load_samples(path: Path) -> tuple[NDArray[np.float64], NDArray[Any] | None]:
         raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}, expected samples under the name x")
     x, y = arrays["x"], arrays.get("y")
     if not len(x) or (y is not None and len(y) != len(x)):
-        raise UserError(f"{path}: {len(x)} samples x and {0 if y is None else len(y)} targets y, expected as many of both")
+        raise UserError(
+            f"{path}: {len(x)} samples x and {0 if y is None else len(y)} targets y, expected as many of both"
+        )
     return x.reshape(len(x), -1).astype(np.float64), y
 
 

@@ -21,7 +21,10 @@ class Quantisation:
     def codes(self, real: NDArray[np.floating]) -> NDArray[np.int8]:
         """Real numbers of any shape as int8 codes, rounded half away from zero and saturated."""
         steps = np.asarray(real, dtype=np.float64) / self.scale
-        return np.clip(np.trunc(steps + np.copysign(0.5, steps)) + self.zero, -128, 127).astype(np.int8)
+        codes: NDArray[np.int8] = np.clip(np.trunc(steps + np.copysign(0.5, steps)) + self.zero, -128, 127).astype(
+            np.int8
+        )
+        return codes
 
     def real(self, codes: NDArray[np.integer]) -> NDArray[np.float64]:
         """Codes of any shape as real numbers."""

@@ -25,12 +25,11 @@ class FloatDense:
 
 def forward(layers: Sequence[FloatDense], x: NDArray[np.floating]) -> list[NDArray[np.float64]]:
     """Every layer's output for samples x [n, inputs], in float64."""
-    outputs = []
+    outputs: list[NDArray[np.float64]] = []
     for layer in layers:
-        x = x @ layer.weights.T + layer.bias
-        if layer.relu:
-            x = np.maximum(x, 0)
-        outputs.append(x)
+        y: NDArray[np.float64] = np.asarray(x, dtype=np.float64) @ layer.weights.T + layer.bias
+        x = y * (y > 0) if layer.relu else y
+        outputs.append(np.asarray(x, dtype=np.float64))
     return outputs
 
 
@@ -86,7 +85,9 @@ def quantise(
         raise UserError("the last layer has a ReLU, which training cannot pass; expected a linear last layer")
     for i, (layer, above) in enumerate(zip(layers, layers[1:], strict=False)):
         if above.weights.shape[1] != layer.weights.shape[0]:
-            raise UserError(f"layer {i + 1} takes {above.weights.shape[1]} inputs, layer {i} gives {layer.weights.shape[0]}")
+            raise UserError(
+                f"layer {i + 1} takes {above.weights.shape[1]} inputs, layer {i} gives {layer.weights.shape[0]}"
+            )
     values = [calibration, *(a for layer in layers for a in (layer.weights, layer.bias))]
     if not all(np.isfinite(v).all() for v in values):
         raise UserError("weights or calibration samples hold numbers that are not finite")

@@ -31,7 +31,7 @@ def mantissa11(value: float) -> tuple[int, int]:
 
 
 def channel_scales(scales: NDArray[np.float64]) -> tuple[NDArray[np.uint16], int]:
-    """scales = mantissas * 2^(exponent - 16), one exponent for all: what a gradient is multiplied by on its way down."""
+    """scales = mantissas * 2^(exponent - 16), one exponent for all: a gradient's factors on its way down."""
     exponent = math.frexp(float(scales.max()))[1]
     return np.clip(np.rint(scales * 2.0 ** (16 - exponent)), 1, 65535).astype(np.uint16), exponent
 
@@ -48,4 +48,5 @@ def reciprocals(scales: NDArray[np.float64]) -> tuple[NDArray[np.uint16], int]:
 def exponentials(scale: float) -> NDArray[np.uint16]:
     """32768 * exp(-k * scale) for k = 0, 1, ..., up to where it rounds to 0 (at most 256 entries)."""
     table = np.rint(32768 * np.exp(-scale * np.arange(256))).astype(np.uint16)
-    return table[: int(np.count_nonzero(table))]
+    used: NDArray[np.uint16] = table[: int(np.count_nonzero(table))]
+    return used

@@ -3,7 +3,7 @@ import gc
 import struct
 
 import micropython
-import ulearn
+
 from ulearn.model import load
 from ulearn.trainer import Trainer
 
