@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cases
 import numpy as np
 import pytest
-import reference
 
+import cases
+import reference
 import ulearn
 from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, compile_plan
@@ -499,7 +499,7 @@ def test_mutations_are_refused_or_run(
     codes = Counter(c[0] for a in answers for c in struct.iter_unpack("<i", a))
     done = sum(count for code, count in codes.items() if code > 0)
     assert done > 0.9 * codes.total(), codes
-    assert set(code for code in codes if code < 0) <= {n.E_LABEL, n.E_DATA}, codes
+    assert {code for code in codes if code < 0} <= {n.E_LABEL, n.E_DATA}, codes
 
 
 def test_accepted_plans_fail_by_name() -> None:
@@ -513,20 +513,32 @@ def test_accepted_plans_fail_by_name() -> None:
         if model.input_bytes + model.target_bytes > 100_000:
             continue
         used += 1
-        x, y = [0.1] * model.input_bytes, [0.1] * model.target_bytes
-        for call in (
-            lambda m: m.predict(x),
-            lambda m: m.features(x),
-            lambda m: m.apply(m.update(1)),
-            lambda m: m.training and ulearn.Trainer(m).step(x, 1 if m.loss_kind == n.LOSS_SOFTMAX_CE else y),
-        ):
+        for call in (predict, features, apply, step):
             try:
                 call(model)
             except ValueError:
                 pass
             except Exception as e:
-                raise AssertionError(f"{name}: {type(e).__name__}: {e}") from e
+                raise AssertionError(f"{name}: {call.__name__}: {type(e).__name__}: {e}") from e
     assert used > 1000
+
+
+def predict(model: ulearn.Model) -> None:
+    model.predict([0.1] * model.input_bytes)
+
+
+def features(model: ulearn.Model) -> None:
+    model.features([0.1] * model.input_bytes)
+
+
+def apply(model: ulearn.Model) -> None:
+    model.apply(model.update(1))
+
+
+def step(model: ulearn.Model) -> None:
+    if model.training is not None:
+        target = 1 if model.loss_kind == n.LOSS_SOFTMAX_CE else [0.1] * model.target_bytes
+        ulearn.Trainer(model).step([0.1] * model.input_bytes, target)
 
 
 COMPUTING = ("contents", "parameters", "fractions", "state fields")  # what leaves the flow of data as it is

@@ -54,5 +54,6 @@ def test_the_ten_lines_run(cortex_m0: Device, tmp_path: Path) -> None:
     cortex_m0.put(tmp_path / "digits.ulm", tmp_path / "signal.bin", tmp_path / "sensor.py", tmp_path / "lines.py")
     lines = cortex_m0.run("import lines")
     assert lines and lines[-1].isdigit()
-    again = "import ulearn;m=ulearn.load('digits.ulm');b=bytes(m.train_blob);m.restore('digits.ckpt');print(b!=m.train_blob)"
+    again = "import ulearn;m=ulearn.load('digits.ulm');b=bytes(m.train_blob);"
+    again += "m.restore('digits.ckpt');print(b!=m.train_blob)"
     assert cortex_m0.run(again) == ["True"]

@@ -8,9 +8,9 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cases
 import pytest
 
+import cases
 import ulearn
 
 SEEDS = range(4)  # one a scheme, both losses, both kinds of weights

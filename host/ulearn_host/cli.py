@@ -64,8 +64,7 @@ def prepare(
             raise UserError(f"{calibration}: y must hold labels from 0 to {classes - 1}")
     options = Options(cast(Scheme, scheme), cast(WeightType, weights))
     with display.steps() as steps:
-        tick = steps.bar(f"preparing {model.name}", 3)
-        done = iter(range(1, 4))
+        tick = steps.counter(f"preparing {model.name}", 3)
         plan = make(
             layers,
             x,
@@ -74,7 +73,7 @@ def prepare(
             labels=labels,
             options=options,
             source=model.name,
-            progress=lambda step: tick(next(done), 3),
+            progress=lambda step: tick(),
         )
     path = out or model.with_suffix(".ulm")
     write(plan, path)
@@ -116,9 +115,8 @@ def deploy(plan: PlanPath, port: Port, as_json: Json = False) -> None:
 
     report.read(plan)
     with display.steps() as steps:
-        tick = steps.bar(f"deploying {plan.name} to {port}", 4)
-        done = iter(range(1, 5))
-        board = put(port, plan, lambda step: tick(next(done), 4))
+        tick = steps.counter(f"deploying {plan.name} to {port}", 4)
+        board = put(port, plan, lambda step: tick())
     if as_json:
         print(json.dumps(vars(board)))
         return
@@ -221,10 +219,10 @@ def federate(
         for member in members:
             member.send(steps.bar(f"{member.name}: sending {len(member.train)} samples"))
         updates = []
+        trained = steps.counter(f"{rounds} rounds on {len(members)} boards", rounds * len(members))
         for index in range(rounds):
-            bars = {m.name: steps.bar(f"round {index + 1}: {m.name}") for m in members}
             how = fleet.Hyperparameters(epochs, learning_rate, seed + index)
-            updates.append(fleet.federated_round(members, facts, how, lambda m, bars=bars: bars[m.name]))  # type: ignore[misc]
+            updates.append(fleet.federated_round(members, facts, how, trained))
         after = fleet.together(members, lambda m: m.right())
     if out:
         out.write_bytes(facts.with_update(updates))

@@ -92,7 +92,7 @@ def run(seed: int, show: Steps) -> Result:
     order = rng.permutation(len(y))
     images, y = images[order].reshape(-1, 8, 8) / 16, y[order]
     upright = len(y) // 3
-    tick = show.bar(f"pretraining on {upright} upright digits", 2)
+    tick = show.counter(f"pretraining on {upright} upright digits", 2)
     x0, y0 = images[:upright].reshape(upright, -1), y[:upright]
     model = MLPClassifier((HIDDEN,), alpha=1e-3, max_iter=80, random_state=seed)
     import warnings
@@ -101,7 +101,7 @@ def run(seed: int, show: Steps) -> Result:
         warnings.simplefilter("ignore")
         model.fit(x0, y0)
     layers, loss, labels = from_sklearn(model)
-    tick(1, 2)
+    tick()
     # Room for what tilted digits do to the activations comes from calibration samples of many angles, not the boards'.
     views = [World("", "", a, s, ()) for a, s in ((0, 0), (15, 0), (-15, 0), (30, 0), (-30, 0), (0, 0.3))]
     calibration = np.concatenate([tilted(images[:60], view).reshape(60, -1) for view in views])
@@ -114,7 +114,7 @@ def run(seed: int, show: Steps) -> Result:
         options=Options("full"),
         source="scikit-learn digits (UCI ML hand-written digits, CC BY 4.0)",
     )
-    tick(2, 2)
+    tick()
     # Every board draws from samples of its own, so nobody is tested on what anybody has learned from.
     shares = np.array_split(np.arange(upright, len(y)), len(WORLDS))
     with TemporaryDirectory() as temporary, ExitStack() as stack:
@@ -128,10 +128,9 @@ def run(seed: int, show: Steps) -> Result:
             samples = facts.samples(seen, y[chosen], world.name)
             train = fleet.Samples(samples.x[:TRAIN_SAMPLES], samples.y[:TRAIN_SAMPLES])
             test = fleet.Samples(samples.x[TRAIN_SAMPLES:], samples.y[TRAIN_SAMPLES:])
-            tick = show.bar(f"{world.name}: deploying", 4)
             board = stack.enter_context(emulate.start(world.board))
-            done = iter(range(1, 5))
-            deploy.deploy(board.port, path, lambda step, tick=tick, done=done: tick(next(done), 4))  # type: ignore[misc]
+            deployed = show.counter(f"{world.name}: deploying", 4)
+            deploy.deploy(board.port, path, lambda step, deployed=deployed: deployed())  # type: ignore[misc]
             link = stack.enter_context(Link.open(board.port))
             link.load(path.name)
             members.append(fleet.Member(world.name, link, train, test))
@@ -142,10 +141,10 @@ def run(seed: int, show: Steps) -> Result:
         bars = {m.name: show.bar(f"{m.name}: learning on its own") for m in members}
         fleet.together(members, lambda m: m.learn(LOCAL, bars[m.name]))
         after = fleet.together(members, lambda m: m.right())
+        trained = show.counter(f"{ROUNDS} federated rounds", ROUNDS * len(members))
         for index in range(ROUNDS):
-            bars = {m.name: show.bar(f"round {index + 1}: {m.name}") for m in members}
             how = fleet.Hyperparameters(ROUND.epochs, ROUND.learning_rate, ROUND.seed + index)
-            fleet.federated_round(members, facts, how, lambda m, bars=bars: bars[m.name])  # type: ignore[misc]
+            fleet.federated_round(members, facts, how, trained)
         averaged = fleet.together(members, lambda m: m.right())
         boards = [
             {

@@ -29,6 +29,14 @@ class Steps:
         progress, task = self._progress, self._progress.add_task(title, total=total)
         return lambda done, total: progress.update(task, completed=done, total=total)
 
+    def counter(self, title: str, total: int) -> Callable[[], None]:
+        """A new bar that every call takes one further; threads may share it."""
+        if self._progress is None:
+            self.bar(title)
+            return lambda: None
+        progress, task = self._progress, self._progress.add_task(title, total=total)
+        return lambda: progress.advance(task)
+
 
 @contextmanager
 def steps() -> Iterator[Steps]:

@@ -110,7 +110,10 @@ class Member:
     def learn(self, how: Hyperparameters, tick: Tick | None = None) -> Counters:
         """Train from the base on the board's own samples: the same base, data and seed end at the same bits."""
         self.link.reset()
-        return self.link.train(how.epochs, how.learning_rate, how.seed, how.skip, tick)
+        counters = self.link.train(how.epochs, how.learning_rate, how.seed, how.skip, tick)
+        if tick:
+            tick(how.epochs * len(self.train), how.epochs * len(self.train))
+        return counters
 
     def right(self, test: Samples | None = None, tick: Tick | None = None) -> int:
         """How many of the test samples the board gets right now."""
@@ -125,15 +128,16 @@ def together(members: Sequence[Member], do: Callable[[Member], T]) -> list[T]:
 
 
 def federated_round(
-    members: Sequence[Member], facts: PlanFacts, how: Hyperparameters, tick: Callable[[Member], Tick] | None = None
+    members: Sequence[Member], facts: PlanFacts, how: Hyperparameters, done: Callable[[], None] = lambda: None
 ) -> bytes:
     """One round of federated averaging: all train from the base, the mean becomes everybody's base.
 
-    Returns the averaged update that every board has applied.
+    done is called, from any thread, when a board has trained. Returns the averaged update that every board has applied.
     """
 
     def train(member: Member) -> bytes:
-        member.learn(how, tick(member) if tick else None)
+        member.learn(how)
+        done()
         return member.link.update_get(len(member.train))
 
     updates = [aggregate.decode(data, facts.table) for data in together(members, train)]

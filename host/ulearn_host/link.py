@@ -30,10 +30,10 @@ from typing import Any, Self
 
 import numpy as np
 import serial
-import ulearn.agent as board
 from numpy.typing import NDArray
-from ulearn import frames
 
+import ulearn.agent as board
+from ulearn import frames
 from ulearn_host.errors import UserError
 
 Progress = Callable[[int, int], None]
