@@ -110,6 +110,9 @@ def test_real_ulab(folder: Path, wanted: dict[str, list[str]]) -> None:
         code = f"import steps; steps.main('.', {list(wanted)})"
         lines = micropython(Path(interpreter), folder, [FIRMWARE, HERE / "device"], code)
         assert lines == ["executor ulab", *listing(wanted)], interpreter
+        for stem in ("case0", "case5"):  # a regression and a classifier
+            code = f"import ulab_arrays; ulab_arrays.main('{stem}.ulm')"
+            assert micropython(Path(interpreter), folder, [FIRMWARE, HERE / "device"], code) == ["ulab arrays 8"]
 
 
 def test_cortex_m0(cortex_m0: Device, folder: Path, wanted: dict[str, list[str]]) -> None:
