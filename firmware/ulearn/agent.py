@@ -153,6 +153,7 @@ class Agent:
             silent = (_ticks_ms() - self._heard) & _TICKS_MASK
             if partial and silent >= _SILENCE_MS:
                 decoder.resync()
+                self._nak()
             elif silent >= _IDLE_MS:
                 self._allow_interrupt(True)
             if not wait:

@@ -4,7 +4,7 @@ import struct
 from hashlib import sha256
 
 from .compat import const
-from .safefile import candidates, exists
+from .safefile import candidates, exists, recover
 from .safefile import write as write_safely
 
 _MAGIC = b"uLCK"
@@ -60,7 +60,7 @@ def load_base(model):
 
 
 def write(path, model_id, base, train, state):
-    # `train`: an iterable of pieces that together are the trainable blob.
+    # `train`: the pieces that together are the trainable blob. A STATE makes it a checkpoint, none a base.
     def parts():
         digest = sha256()
         for part in pieces():
@@ -74,9 +74,13 @@ def write(path, model_id, base, train, state):
             yield part
         yield state
 
-    train = list(train) if not isinstance(train, (list, tuple)) else train
+    def of_use(place):
+        _, _, model, origin = check(place)
+        if model != model_id or (state and origin != base):
+            raise ValueError("%s: of another model or base" % place)
+
     lengths = [len(part) for part in train]
-    write_safely(path, parts(), check)
+    write_safely(path, parts(), of_use)
 
 
 def check(path):
@@ -151,18 +155,21 @@ def _restore(model, path):
     model.state[:] = fresh
 
 
-def adopt_base(model, path):
+def adopt_base(model):
     # At load: take the base that was last applied. One that is damaged or of another model is left alone.
-    try:
-        train, state, model_id, base = check(path)
-    except ValueError:
-        return False
-    if state or model_id != model.model_id or train != len(model.train_blob):
-        return False
-    model.base_path = path
-    model._base_id = base
-    load_base(model)
-    return True
+    path = model.path + ".base"
+    found = []
+
+    def of_use(place):
+        train, state, model_id, base = check(place)
+        if state or model_id != model.model_id or train != len(model.train_blob):
+            raise ValueError("%s: not a base of %s" % (place, model.name))
+        found.append(base)
+
+    if recover(path, of_use):
+        model.base_path = path
+        model._base_id = found[-1]
+        load_base(model)
 
 
 def commit_base(model, chunks, base):

@@ -47,12 +47,10 @@ def load(source, run=None):
         model.path = source
         from .safefile import candidates, exists
 
-        for path in candidates(source + ".base"):
-            if exists(path):
-                from .checkpoint import adopt_base
+        if any(exists(place) for place in candidates(source + ".base")):
+            from .checkpoint import adopt_base
 
-                if adopt_base(model, path):
-                    break
+            adopt_base(model)
     return model
 
 

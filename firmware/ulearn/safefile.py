@@ -5,22 +5,34 @@ _NEW = ".new"
 
 
 def write(path, parts, check):
-    # `parts` is an iterable of bytes-like pieces, `check(path)` raises ValueError when a file is not whole.
-    # The old file stays until the new one was read back, and one of the two is always there to be found by newest().
+    # `parts` is an iterable of bytes-like pieces; `check(path)` raises ValueError unless the file is whole and of use.
+    # At any moment one of the two places holds such a file, if there was one before.
     beside = path + _NEW
+    recover(path, check)
     with open(beside, "wb") as f:
         for part in parts:
             if f.write(part) != len(part):
                 raise OSError("%s: the file system is full" % beside)
     check(beside)
-    try:
-        os.rename(beside, path)
-    except OSError:
-        # FAT does not rename over a file; if power fails in between, candidates() still finds the new one.
-        os.remove(path)
-        os.rename(beside, path)
+    # Littlefs and POSIX replace in one step, MicroPython's FAT removes first: then the new file is found beside.
+    os.rename(beside, path)
     if hasattr(os, "sync"):
         os.sync()
+
+
+def recover(path, check):
+    # Whether `path` holds a good file. One that a power loss in the middle of a renaming left beside is moved there.
+    if not _holds(path, check) and _holds(path + _NEW, check):
+        os.rename(path + _NEW, path)
+    return _holds(path, check)
+
+
+def _holds(path, check):
+    try:
+        check(path)
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def candidates(path):

@@ -734,6 +734,7 @@ class _Exchange:
             # The board lacks the oldest request. One loss causes several NAKs: the first is heeded.
             if frame.sequence == self._queue[0].sequence and self._sent and now - self._nak_s > _NAK_S:
                 self._nak_s = now
+                self._retry_s = _RETRY_S  # the board is not busy, the line is bad
                 self._again(self._window)
             return False
         request = next((r for r in self._queue if r.sequence == frame.sequence and r.reply is None), None)
