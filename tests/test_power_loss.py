@@ -8,7 +8,8 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,13 @@ def restored(board: Board) -> tuple[bytes, bytes]:
     return weights(model)
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of files are cut here, and a disk would be waited for."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
 # How the files may stand before the save that is interrupted. Each is what an earlier interruption leaves; the weights
 # of the first save are the ones a board comes back with in all of them.
 
@@ -171,8 +179,8 @@ def ways_for(stand: Stand | None) -> tuple[bool, ...]:
 
 
 @pytest.mark.parametrize("stand", STANDS)
-def test_interrupted_save(stand: Stand, tmp_path: Path) -> None:
-    board = Board(tmp_path)
+def test_interrupted_save(stand: Stand, memory: Path) -> None:
+    board = Board(memory)
     model = board.boot()
     board.learn(model, 1)
     model.save(board.checkpoint)
@@ -211,9 +219,9 @@ def test_interrupted_save(stand: Stand, tmp_path: Path) -> None:
     assert restored(board) == after
 
 
-def test_interrupted_first_save(tmp_path: Path) -> None:
+def test_interrupted_first_save(memory: Path) -> None:
     # There is nothing to come back to yet: a restore is refused and the plan's weights stay, or the new ones are there.
-    board = Board(tmp_path)
+    board = Board(memory)
     start = board.files()
     model = board.boot()
     plain = weights(model)
@@ -242,8 +250,8 @@ def test_interrupted_first_save(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stand", [None, *STANDS])
-def test_interrupted_apply(stand: Stand | None, tmp_path: Path) -> None:
-    board = Board(tmp_path)
+def test_interrupted_apply(stand: Stand | None, memory: Path) -> None:
+    board = Board(memory)
     model = board.boot()
     if stand:  # without one there is no base file yet
         board.learn(model, 1)
@@ -293,9 +301,9 @@ def test_interrupted_apply(stand: Stand | None, tmp_path: Path) -> None:
     assert lines > 20
 
 
-def test_full_disk_then_retry(tmp_path: Path) -> None:
+def test_full_disk_then_retry(memory: Path) -> None:
     # An update that could not be written can be applied again when there is room.
-    board = Board(tmp_path)
+    board = Board(memory)
     model = board.boot()
     board.learn(model, 1)
     update = model.update(1)

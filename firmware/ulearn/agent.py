@@ -278,8 +278,20 @@ class Agent:
         frame = self._replies[_WINDOW]
         out = frame[_PAYLOAD_OFFSET:]
         system = sys.implementation
-        struct.pack_into("<BBBBHHHHII", out, 0, _PROTOCOL, fresh, _WINDOW, 0, self.credit, self.max_payload,
-                         _IDLE_MS // 1000, getattr(system, "_mpy", 0) & 0xFFFF, *_memory())
+        struct.pack_into(
+            "<BBBBHHHHII",
+            out,
+            0,
+            _PROTOCOL,
+            fresh,
+            _WINDOW,
+            0,
+            self.credit,
+            self.max_payload,
+            _IDLE_MS // 1000,
+            getattr(system, "_mpy", 0) & 0xFFFF,
+            *_memory(),
+        )
         n = self._describe(out, 20)
         version = "%s %s" % (system.name, ".".join(str(v) for v in system.version[:3]))
         from ._executor import name
@@ -296,8 +308,18 @@ class Agent:
         if m is None:
             out[at : at + 54] = bytes(54)
         else:
-            struct.pack_into("<BBHIIII", out, at, 1, m.loss_kind, m.classes, m.input_bytes, m.target_bytes,
-                             len(m.train_blob), len(m.state))
+            struct.pack_into(
+                "<BBHIIII",
+                out,
+                at,
+                1,
+                m.loss_kind,
+                m.classes,
+                m.input_bytes,
+                m.target_bytes,
+                len(m.train_blob),
+                len(m.state),
+            )
             out[at + 20 : at + 36] = m.model_id
             out[at + 36 : at + 52] = m.base_id
             struct.pack_into("<H", out, at + 52, m.training is not None)
@@ -320,7 +342,7 @@ class Agent:
         return self._describe(out, 0)
 
     def _info(self, payload, out):
-        steps, loss, saturated, clipped, skipped = self._counters() if self.model else (0, 0, 0, 0, 0)
+        steps, loss, saturated, clipped, skipped = self.model.counters() if self.model else (0, 0, 0, 0, 0)
         gc.collect()
         struct.pack_into("<IiIIIIIHH", out, 0, steps, loss, saturated, clipped, skipped, *_memory(), *self._data())
         return self._describe(out, 32)
@@ -397,7 +419,7 @@ class Agent:
         trainer.set_rate(mantissa, exponent)
         self._update = None
         trainer.fit(self.samples, epochs, self._training)
-        struct.pack_into("<IiIII", out, 0, *self._counters())
+        struct.pack_into("<IiIII", out, 0, *self.model.counters())
         return 20
 
     def _update_get(self, payload, out):
@@ -477,11 +499,6 @@ class Agent:
 
     def _data(self):
         return (0, 0) if self.samples is None else (len(self.samples), self.samples.capacity)
-
-    def _counters(self):
-        # Steps, loss of the last one, saturated, clipped, skipped: the start of STATE.
-        fields = struct.unpack_from("<IIHhIIIi", self.model.state, 0)
-        return fields[1], fields[7], fields[4], fields[5], fields[6]
 
     def _check(self, target):
         if self.model.loss_kind == _LOSS_SOFTMAX_CE and target >= self.model.classes:

@@ -184,6 +184,11 @@ class Model:
         _quantise(_flat(target), out, self.output_scale, self.output_zero, "target")
         return out
 
+    def counters(self):
+        # Steps, loss of the last one, gradient mantissas cut off, weights at the end of their range, steps skipped.
+        fields = struct.unpack_from("<IIHhIIIi", self.state, 0)
+        return fields[1], fields[7], fields[4], fields[5], fields[6]
+
     def reset(self):
         # Back to the base and the plan's first state.
         from .checkpoint import load_base

@@ -84,9 +84,7 @@ class Trainer:
         return s[_S_LOSS] | s[_S_LOSS + 1] << 8 | s[_S_LOSS + 2] << 16 | s[_S_LOSS + 3] << 24
 
     def counters(self):
-        # Steps, loss of the last one, gradient mantissas cut off, weights at the end of their range, steps skipped.
-        fields = struct.unpack_from("<IIHhIIIi", self.model.state, 0)
-        return fields[1], fields[7], fields[4], fields[5], fields[6]
+        return self.model.counters()
 
     @property
     def loss(self):

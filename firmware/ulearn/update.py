@@ -41,18 +41,18 @@ def make(model, num_samples):
 
     size = HEADER_BYTES + payload_bytes(model.tensors) + 4
     out = bytearray(size)
-    base = bytearray(len(model.train_blob))
-    at = 0
-    for chunk in base_chunks(model):
-        base[at : at + len(chunk)] = chunk
-        at += len(chunk)
     at, values, saturated = HEADER_BYTES, 0, 0
+    # The base is read piece by piece: weights, update and base need not fit at once.
+    pieces, base, start, end = base_chunks(model), b"", 0, 0
     for dtype, count, offset in tensors(model.tensors):
         number = _NUMBER[dtype]
         unit = 1 << (dtype - 1)
         wide = dtype == _DTYPE_INT32
         for i in range(offset, offset + count * unit, unit):
-            d = struct.unpack_from(number, model.train_blob, i)[0] - struct.unpack_from(number, base, i)[0]
+            while i >= end:
+                base, start = next(pieces), end
+                end += len(base)
+            d = struct.unpack_from(number, model.train_blob, i)[0] - struct.unpack_from(number, base, i - start)[0]
             if not wide and not -32767 <= d <= 32767:
                 saturated += 1
                 d = 32767 if d > 0 else -32767
@@ -77,7 +77,7 @@ def make(model, num_samples):
         0,
     )
     struct.pack_into("<I", out, size - 4, crc32(memoryview(out)[: size - 4]) & 0xFFFFFFFF)
-    return bytes(out)
+    return out
 
 
 def parse(data, table):
