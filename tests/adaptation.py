@@ -4,8 +4,10 @@
 
 For every subject a float network is pretrained on all others and adapted to one half of that subject's executions, in
 float32 and by the board's own integer code, on the same samples in the same order; the other half judges both. The
-halves are the earlier and the later executions (no window overlaps both), and each is trained on once. The learning
-rate of a subject is the one of RATES that served the other subjects best, for float and integer apart.
+halves are the earlier and the later executions (no window overlaps both), and each is trained on once. All of it is
+repeated with SEEDS (of the pretraining and of the order) and averaged, since one pretrained network moves a scheme's
+gap by half a point. The learning rate of a subject is the one of RATES that served the other subjects best, chosen for
+float and integer apart. Float32 is plain SGD; the integer step keeps its default of skipping what is right already.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,8 @@ from ulearn_host.prepare import prepare
 from ulearn_host.quantise import FloatDense, forward
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+SEEDS = (1, 2, 3)
 EPOCHS = 4
-SHORT_SUBJECTS = 6
 HIDDEN = (64, 32)
 PRETRAIN_EPOCHS = 20
 # 64 readings at 50 Hz become 16 means of 4: as good as all of them, and a board does it while it samples.
@@ -67,13 +70,13 @@ class Settings:
     schemes: tuple[str, ...] = SCHEMES
     rates: tuple[float, ...] = RATES
     epochs: int = EPOCHS
-    seed: int = 1
+    seeds: tuple[int, ...] = SEEDS
     skip: float = 1 / 16
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Accuracies of one subject, each the mean of both halves. after: [schemes, rates]."""
+    """Accuracies of one subject, each the mean of both halves, at last of all seeds too. after: [schemes, rates]."""
 
     subject: int
     before_float: float
@@ -123,25 +126,34 @@ def pretrain(x: Floats, y: Labels, seed: int) -> list[FloatDense]:
     return from_sklearn(network)[0]
 
 
-def orders(count: int, settings: Settings) -> Iterator[array[int]]:
+def orders(count: int, epochs: int, seed: int) -> Iterator[array[int]]:
     """The order of the samples in every epoch, as Trainer.fit has it."""
     order = array("H", range(count))
-    for epoch in range(settings.epochs):
-        shuffle(order, settings.seed + epoch)
+    for epoch in range(epochs):
+        shuffle(order, seed + epoch)
         yield order
 
 
-def adapt_float(
-    layers: Sequence[FloatDense], x: Floats, y: Labels, scheme: str, rate: float, settings: Settings
-) -> list[FloatDense]:
+@dataclass(frozen=True)
+class Course:
+    """One adaptation: what trains, how fast, how long and in which order."""
+
+    scheme: str
+    rate: float
+    epochs: int
+    seed: int
+    skip: float
+
+
+def adapt_float(layers: Sequence[FloatDense], x: Floats, y: Labels, course: Course) -> list[FloatDense]:
     """Plain stochastic gradient descent in float32, one sample a step, the rate halved after every epoch."""
     x = x.astype(np.float32)
     weights = [layer.weights.astype(np.float32) for layer in layers]
     biases = [layer.bias.astype(np.float32) for layer in layers]
-    trains = [trainable(i, len(layers), scheme) for i in range(len(layers))]
+    trains = [trainable(i, len(layers), course.scheme) for i in range(len(layers))]
     deepest = min(i for i, either in enumerate(trains) if any(either))
-    for epoch, order in enumerate(orders(len(x), settings)):
-        step = np.float32(rate * 0.5**epoch)
+    for epoch, order in enumerate(orders(len(x), course.epochs, course.seed)):
+        step = np.float32(course.rate * 0.5**epoch)
         for index in order:
             inputs = [x[index]]
             for w, b, layer in zip(weights, biases, layers, strict=True):
@@ -160,13 +172,13 @@ def adapt_float(
     return [FloatDense(w, b, layer.relu) for w, b, layer in zip(weights, biases, layers, strict=True)]
 
 
-def adapt_int(model: Any, codes: NDArray[np.int8], y: Labels, rate: float, settings: Settings) -> None:
+def adapt_int(model: Any, codes: NDArray[np.int8], y: Labels, course: Course) -> None:
     """The same by the board's code: samples into the store, then fit. Starts from the plan's weights and STATE."""
     model.reset()
     samples = ulearn.Samples(model, len(codes))
     for x, label in zip(codes, y.tolist(), strict=True):
         samples.add(x, label)
-    ulearn.Trainer(model, learning_rate=rate, seed=settings.seed, skip=settings.skip).fit(samples, settings.epochs)
+    ulearn.Trainer(model, learning_rate=course.rate, seed=course.seed, skip=course.skip).fit(samples, course.epochs)
 
 
 def accuracy_float(layers: Sequence[FloatDense], x: Floats, y: Labels) -> float:
@@ -179,14 +191,14 @@ def accuracy_int(model: Any, codes: NDArray[np.int8], y: Labels) -> float:
     return float(100 * np.mean([model.predict(x) == label for x, label in zip(codes, y, strict=True)]))
 
 
-def run_subject(windows: Windows, settings: Settings, subject: int) -> Subject:
+def run_subject(windows: Windows, settings: Settings, subject: int, seed: int) -> Subject:
     """Leave a subject out, pretrain, and adapt on either half of its executions with every scheme and rate."""
     # Float32 may diverge at the highest rates; that is a result, not a fault.
     with threadpool_limits(1), np.errstate(over="ignore", invalid="ignore"):
         others = windows.subjects != subject
         mean, spread = windows.features[others].mean(axis=0), windows.features[others].std(axis=0)
         x, y = np.clip((windows.features - mean) / spread, -REACH, REACH), windows.labels
-        layers = pretrain(x[others], y[others], settings.seed)
+        layers = pretrain(x[others], y[others], seed)
         plans = [prepare(layers, x[others], y[others], options=Options(scheme)) for scheme in settings.schemes]
         models = [ulearn.load(plan.data) for plan in plans]
         x, y, executions = x[~others], y[~others], windows.executions[~others]
@@ -195,24 +207,33 @@ def run_subject(windows: Windows, settings: Settings, subject: int) -> Subject:
         before, after = np.zeros((2, 2)), np.zeros((2, 2, len(settings.schemes), len(settings.rates)))
         for half, train in enumerate((early, ~early)):
             test = ~train
-            before[0, half] = accuracy_float(layers, x[test], y[test])
             models[0].reset()  # the half before has trained it
+            before[0, half] = accuracy_float(layers, x[test], y[test])
             before[1, half] = accuracy_int(models[0], codes[test], y[test])
             for s, (scheme, model) in enumerate(zip(settings.schemes, models, strict=True)):
                 for r, rate in enumerate(settings.rates):
-                    adapted = adapt_float(layers, x[train], y[train], scheme, rate, settings)
-                    adapt_int(model, codes[train], y[train], rate, settings)
+                    course = Course(scheme, rate, settings.epochs, seed, settings.skip)
+                    adapt_int(model, codes[train], y[train], course)
+                    adapted = adapt_float(layers, x[train], y[train], course)
                     after[0, half, s, r] = accuracy_float(adapted, x[test], y[test])
                     after[1, half, s, r] = accuracy_int(model, codes[test], y[test])
     return Subject(subject, *map(float, before.mean(axis=1)), *after.mean(axis=1))
 
 
-def run(windows: Windows, settings: Settings, subjects: Sequence[int] = (), processes: int = 2) -> list[Subject]:
-    """Every subject (or those asked for), on as many cores as there are, at most `processes`."""
-    subjects = subjects or np.unique(windows.subjects).tolist()
+def run(windows: Windows, settings: Settings, processes: int = 2) -> list[Subject]:
+    """Every subject, averaged over the seeds, on as many cores as there are, at most `processes`."""
+    subjects = np.unique(windows.subjects).tolist()
+    jobs = list(product(subjects, settings.seeds))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, os.cpu_count() or 1), mp_context=context) as pool:
-        return list(pool.map(partial(run_subject, windows, settings), subjects))
+        parts = list(pool.map(partial(run_subject, windows, settings), *zip(*jobs, strict=True)))
+    return [_average([part for part in parts if part.subject == subject]) for subject in subjects]
+
+
+def _average(parts: Sequence[Subject]) -> Subject:
+    columns = zip(*(astuple(part) for part in parts), strict=True)
+    subject, *accuracies = (np.mean(column, axis=0) for column in columns)
+    return Subject(int(subject), *accuracies)
 
 
 def chosen(after: Floats) -> NDArray[np.int64]:
@@ -256,7 +277,7 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> int:
     """Print the table; returns the exit status."""
     parser = argparse.ArgumentParser(description="Integer against float32 adaptation on accelerometer windows.")
-    parser.add_argument("--short", action="store_true", help=f"the first {SHORT_SUBJECTS} subjects only")
+    parser.add_argument("--short", action="store_true", help="the first seed only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers to FILE")
     arguments = parser.parse_args()
     path = data_file()
@@ -264,15 +285,14 @@ def main() -> int:
         print(f"{path} is missing; ULEARN_DATA names the folder that holds it", file=sys.stderr)
         return 1
     start = time.monotonic()
-    windows = load(path)
-    settings = Settings()
-    subjects = np.unique(windows.subjects).tolist()[: SHORT_SUBJECTS if arguments.short else None]
-    rows = summarise(run(windows, settings, subjects), settings)
+    settings = Settings(seeds=SEEDS[:1]) if arguments.short else Settings()
+    results = run(load(path), settings)
+    rows = summarise(results, settings)
     seconds = time.monotonic() - start
     print(table(rows))
-    print(f"{len(subjects)} subjects, executor {ulearn.executor}, {seconds:.0f} s")
+    print(f"{len(results)} subjects, seeds {settings.seeds}, executor {ulearn.executor}, {seconds:.0f} s")
     if arguments.json:
-        report = {"subjects": len(subjects), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
+        report = {"subjects": len(results), "settings": asdict(settings), "rows": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(report | {"seconds": round(seconds, 1)}, indent=2) + "\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""The README's table of costs, measured: `make bench`, or `python tests/bench.py --write` to put it into README.md.
+"""The README's tables, measured: `make bench`, or `make bench ARGS=--write` to put them into README.md.
 
 A 64-32-10 perceptron with seeded weights, every scheme, on the emulated Cortex-M0 with an RP2040's heap. Instruction
 counts come from the emulator and repeat exactly; they include MicroPython's share of a call.
@@ -22,7 +22,6 @@ from ulearn_host.compiler import SCHEMES, Options, compile_plan  # noqa: E402
 from ulearn_host.quantise import FloatDense, quantise  # noqa: E402
 
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 _IMPORT = (
     "import gc;gc.collect();gc.collect();a=gc.mem_alloc()\n"
     "import ulearn,ulearn.model{more}\n"
@@ -107,22 +106,40 @@ def text() -> str:
     return "\n".join(lines)
 
 
-def in_readme() -> str:
-    """What stands between the markers."""
-    match = re.search(re.escape(BEGIN) + r"\n(.*)\n" + re.escape(END), README.read_text(), re.S)
+def accuracy() -> str:
+    """The table of tests/adaptation.py over all subjects, as the README has it."""
+    import adaptation
+
+    settings = adaptation.Settings()
+    rows = adaptation.summarise(adaptation.run(adaptation.load(adaptation.data_file()), settings), settings)
+    return f"```\n{adaptation.table(rows)}\n```"
+
+
+def in_readme(name: str) -> str:
+    """What stands between the markers of a table: bench or accuracy."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    match = re.search(re.escape(begin) + r"\n(.*)\n" + re.escape(end), README.read_text(), re.S)
     if not match:
-        raise RuntimeError("README.md has no markers for the table")
+        raise RuntimeError(f"README.md has no markers for the table '{name}'")
     return match.group(1)
 
 
 def main() -> None:
-    """Print the table, or write it into the README."""
+    """Print the tables, or write them into the README."""
+    import adaptation
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
-    table = text()
-    if parser.parse_args().write:
-        README.write_text(README.read_text().replace(in_readme(), table))
-    print(table)
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    write = parser.parse_args().write
+    tables = {"bench": text()}
+    if adaptation.data_file().is_file():
+        tables["accuracy"] = accuracy()
+    else:
+        print(f"{adaptation.data_file()} is missing: no table of accuracies", file=sys.stderr)
+    for name, table in tables.items():
+        if write:
+            README.write_text(README.read_text().replace(in_readme(name), table))
+        print(table, end="\n\n")
 
 
 if __name__ == "__main__":

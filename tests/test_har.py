@@ -11,7 +11,7 @@ GAP_POINTS = 1.0
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, adaptation.Row]:
-    """The full table, by scheme: 23 subjects, every scheme, every rate."""
+    """The full table, by scheme: every subject, every rate, every seed."""
     path = adaptation.data_file()
     if not path.is_file():
         pytest.skip(f"{path} is missing; ULEARN_DATA names the folder that holds har/")

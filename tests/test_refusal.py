@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,13 @@ DAMAGES = [cuts, changes, longer]
 Damage = Callable[[bytes], Iterator[tuple[str, bytes]]]
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of files are written here, and a disk would be waited for."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
 def refused(what: str, name: str, call: Callable[[], object]) -> None:
     """`call` raises ValueError with the text "name: fault"."""
     try:
@@ -66,10 +74,10 @@ def contents(model: ulearn.Model, folder: Path) -> tuple[object, ...]:
     return bytes(model.train_blob), bytes(model.state), model.base_id, model.base_path, model.base, files
 
 
-def learned(tmp_path: Path, seed: int, name: str = "plan.ulm") -> tuple[cases.Case, ulearn.Model]:
+def learned(memory: Path, seed: int, name: str = "plan.ulm") -> tuple[cases.Case, ulearn.Model]:
     """A model that was loaded from a file and has learned something."""
     case = cases.random_case(seed, WIDEST)
-    path = tmp_path / name
+    path = memory / name
     path.write_bytes(case.plan.data)
     model = ulearn.load(str(path))
     before = bytes(model.train_blob)
@@ -80,9 +88,9 @@ def learned(tmp_path: Path, seed: int, name: str = "plan.ulm") -> tuple[cases.Ca
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_damaged_plan_file(seed: int, damage: Damage, tmp_path: Path) -> None:
+def test_damaged_plan_file(seed: int, damage: Damage, memory: Path) -> None:
     data = cases.random_case(seed, WIDEST).plan.data
-    path = tmp_path / "damaged.ulm"
+    path = memory / "damaged.ulm"
     path.write_bytes(data)
     ulearn.load(str(path))
     for what, broken in damage(data):
@@ -101,9 +109,9 @@ def test_damaged_plan_in_memory(wrap: Callable[[bytes], bytes], damage: Damage) 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_damaged_checkpoint(seed: int, damage: Damage, tmp_path: Path) -> None:
-    case, model = learned(tmp_path, seed)
-    path = tmp_path / "checkpoint"
+def test_damaged_checkpoint(seed: int, damage: Damage, memory: Path) -> None:
+    case, model = learned(memory, seed)
+    path = memory / "checkpoint"
     model.save(str(path))
     data = path.read_bytes()
     saved = bytes(model.train_blob), bytes(model.state)
@@ -113,62 +121,62 @@ def test_damaged_checkpoint(seed: int, damage: Damage, tmp_path: Path) -> None:
         path.write_bytes(broken)
         refused(what, str(path), lambda: model.restore(str(path)))
         assert (bytes(model.train_blob), bytes(model.state), model.base_id, model.base_path) == before, what
-        assert sorted(os.listdir(tmp_path)) == ["checkpoint", "plan.ulm"], what
+        assert sorted(os.listdir(memory)) == ["checkpoint", "plan.ulm"], what
     path.write_bytes(data)
     model.restore(str(path))
     assert (bytes(model.train_blob), bytes(model.state)) == saved
 
 
-def test_checkpoint_of_another_model_or_base(tmp_path: Path) -> None:
-    _, model = learned(tmp_path, 1)
-    _, other = learned(tmp_path, 5, "other.ulm")
-    path = str(tmp_path / "checkpoint")
+def test_checkpoint_of_another_model_or_base(memory: Path) -> None:
+    _, model = learned(memory, 1)
+    _, other = learned(memory, 5, "other.ulm")
+    path = str(memory / "checkpoint")
     other.save(path)
-    before = contents(model, tmp_path)
+    before = contents(model, memory)
     refused("another model", path, lambda: model.restore(path))
-    assert contents(model, tmp_path) == before
+    assert contents(model, memory) == before
     model.save(path)
     model.apply(model.update(1))
-    before = contents(model, tmp_path)
+    before = contents(model, memory)
     refused("another base", path, lambda: model.restore(path))
     refused("missing", path + "2", lambda: model.restore(path + "2"))
-    assert contents(model, tmp_path) == before
+    assert contents(model, memory) == before
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("as_file", [True, False])
-def test_damaged_update(as_file: bool, seed: int, damage: Damage, tmp_path: Path) -> None:
-    case, model = learned(tmp_path, seed)
+def test_damaged_update(as_file: bool, seed: int, damage: Damage, memory: Path) -> None:
+    case, model = learned(memory, seed)
     if not as_file:
         model = ulearn.load(case.plan.data)
         train(model, case)
     data = model.update(17)
     trained = bytes(model.train_blob)
     train(model, case)
-    before = contents(model, tmp_path)
+    before = contents(model, memory)
     for what, broken in damage(data):
         refused(what, "update", lambda broken=broken: model.apply(broken))
-        assert contents(model, tmp_path) == before, what
+        assert contents(model, memory) == before, what
     model.apply(data)
     assert bytes(model.train_blob) == trained
     assert model.base_id != before[2]
     # And a second time: it is counted from a base that is no longer the model's.
-    after = contents(model, tmp_path)
+    after = contents(model, memory)
     refused("applied twice", "update", lambda: model.apply(data))
-    assert contents(model, tmp_path) == after
+    assert contents(model, memory) == after
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_damaged_base_is_left_alone(seed: int, damage: Damage, tmp_path: Path) -> None:
+def test_damaged_base_is_left_alone(seed: int, damage: Damage, memory: Path) -> None:
     # The base that was applied is gone with its file; the plan's own weights are whole, never a mixture.
-    case, model = learned(tmp_path, seed)
+    case, model = learned(memory, seed)
     plan = ulearn.load(case.plan.data)
     original, first_id = bytes(plan.train_blob), plan.base_id
     model.apply(model.update(1))
     applied, applied_id = bytes(model.train_blob), model.base_id
-    base = tmp_path / "plan.ulm.base"
+    base = memory / "plan.ulm.base"
     data = base.read_bytes()
     for what, broken in damage(data):
         base.write_bytes(broken)
