@@ -658,7 +658,7 @@ def learned_gain(state: bytearray, offset: int, a: int, b: int) -> int:
         return 0
     gain, seen = struct.unpack_from("<bB", state, offset)
     if a > 0 and seen < GAIN_SAMPLES:
-        gain = clamp(a - b if seen == 0 else max(gain, a - b), -GAIN_MAX, GAIN_MAX)
+        gain = a - b if seen == 0 else max(gain, a - b)
         struct.pack_into("<bB", state, offset, gain, seen + 1)
     return clamp(gain, -GAIN_MAX, GAIN_MAX)
 
@@ -707,6 +707,8 @@ def update_bias(machine: Machine, record: Record) -> None:
     table = machine.read(record.operands[3], "H", record.out_c)
     clipped = 0
     for n in range(record.out_c):
+        if out.mantissas[n] == 0:
+            continue
         m, s = update_factor(machine.state, record, out.exponent, table[n])
         exact = clamp(bias[n], -BIAS_MAX, BIAS_MAX) - rshift(out.mantissas[n] * m, s)
         bias[n] = clamp(exact, -BIAS_MAX, BIAS_MAX)

@@ -151,7 +151,9 @@ def _restore(model, path):
         if not same or not any(fresh[:4]):
             raise ValueError("%s: its state does not fit the plan" % path)
         f.seek(_HEADER_BYTES)
-        f.readinto(model.train_blob)
+        if f.readinto(model.train_blob) != train:
+            load_base(model)  # no mixture
+            raise ValueError("%s: cut short while it was read" % path)
     model.state[:] = fresh
 
 

@@ -143,7 +143,10 @@ def _section(reader, plan, digest):
             plan.programs.append(value)
         else:
             plan.sections[kind] = value
-    digest.update(_take(reader, plan, -size & 7, "padding"))
+    padding = _take(reader, plan, -size & 7, "padding")
+    if any(padding):
+        _refuse(plan, "the padding behind section %d is not zero" % kind)
+    digest.update(padding)
 
 
 def _skip(reader, plan, digest, size):

@@ -13,10 +13,13 @@ def write(path, parts, check):
         for part in parts:
             if f.write(part) != len(part):
                 raise OSError("%s: the file system is full" % beside)
+        f.flush()
+        if hasattr(os, "fsync"):
+            os.fsync(f.fileno())  # POSIX: the data before the name
     check(beside)
     # Littlefs and POSIX replace in one step, MicroPython's FAT removes first: then the new file is found beside.
     os.rename(beside, path)
-    if hasattr(os, "sync"):
+    if not hasattr(os, "fsync") and hasattr(os, "sync"):
         os.sync()
 
 

@@ -6,6 +6,7 @@ from .compat import const
 
 _PROGRAM_BYTES = const(64)
 _P_SIZES = const(16)
+_P_KIND = const(54)
 _RECORD_BYTES = const(64)
 _RECORDS_MAX = const(1024)
 _KIND_FORWARD = const(1)
@@ -22,7 +23,7 @@ _STATE_BYTES = const(48)
 _S_N_GAINS = const(32)
 _GAIN_BYTES = const(2)
 _IO_BYTES = const(40)
-_IO_LOSS = const(32)
+_S_LR_MANT = const(8)
 _LOSS_SOFTMAX_CE = const(1)
 _LOSS_MSE = const(2)
 _TENSOR_BYTES = const(32)
@@ -49,6 +50,7 @@ _CLASSES_MAX = const(8192)
 _WEIGHT_MAX = const(32768)
 _MANTISSA_MAX = const(2047)
 _ARENA_MAX = const(16777216)
+_SCALE_MAX = 1e30
 
 # Of each record: (operand, unit, number, written). Units: 1, 2, 4 bytes an element, w: a weight, g: a gradient tensor.
 # Numbers: K inputs, N outputs, W weights, E the record's extra, L one label.
@@ -90,7 +92,12 @@ class _Verifier:
     def check_io(self):
         self.where = "input and output"
         self.need(len(self.io) == _IO_BYTES, "%d bytes, expected %d" % (len(self.io), _IO_BYTES))
-        ih, iw, ic, _, _, _, oh, ow, oc, _, _, _, self.loss, zero, _ = struct.unpack("<4Hfi4HfiHHf", self.io)
+        fields = struct.unpack("<4Hfi4HfiHHf", self.io)
+        ih, iw, ic, none_in, _, _, oh, ow, oc, none_out, _, _, self.loss, zero, _ = fields
+        self.need(not none_in and not none_out, "a shape has more than three dimensions")
+        for scale, at in ((fields[4], fields[5]), (fields[10], fields[11])):
+            # written so that what is not a number is refused, too
+            self.need(0 < scale < _SCALE_MAX and -128 <= at <= 127, "quantisation %s, %d" % (scale, at))
         self.input_bytes = ih * iw * ic
         self.output_bytes = oh * ow * oc
         self.need(0 < self.input_bytes <= _ARENA_MAX, "the input has no element or too many")
@@ -108,6 +115,8 @@ class _Verifier:
         self.need(at == self.gains_end, "the gates do not follow the gains")
         self.need(size < 65536 and self.gates_end + 2 * active <= size, "it is shorter than what it counts")
         self.need(any(self.state[:4]), "the generator's seed is 0")
+        rate = struct.unpack_from("<H", self.state, _S_LR_MANT)[0]
+        self.need(rate == 0 or 1024 <= rate <= 2047, "learning rate mantissa %d" % rate)
 
     def check_tensors(self):
         self.where = "tensors"
@@ -137,6 +146,7 @@ class _Verifier:
             self.need(index < len(programs), "program %d does not exist" % index)
             head = programs[index]
             self.sizes = struct.unpack_from("<7I", head, _P_SIZES)
+            self.need(head[_P_KIND] == _KIND_FORWARD, "program %d is not the forward program" % index)
             self.need(0 < record <= struct.unpack_from("<H", head, 52)[0], "record %d does not exist" % record)
             self.check_operand(operand, 1, size)
 
