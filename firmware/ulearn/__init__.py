@@ -1,7 +1,7 @@
 # ulearn: on-device learning for MicroPython.
 #
 #   model = ulearn.load("digits.ulm")
-#   trainer = ulearn.Trainer(model, learning_rate=0.03)
+#   trainer = ulearn.Trainer(model)
 #   trainer.step(x, label)
 #   print(model.predict(x))
 __version__ = "0.1.0"

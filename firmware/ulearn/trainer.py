@@ -19,7 +19,8 @@ _CODES = (bytes, bytearray, memoryview)  # made once: a tuple in a call would be
 
 class Trainer:
     # Trains a model's trainable tensors in place, one sample a step, in integers.
-    def __init__(self, model, learning_rate=0.03, seed=1, skip=1 / 16):
+    def __init__(self, model, learning_rate=None, seed=1, skip=1 / 16):
+        # `learning_rate`: None takes the plan's, which suits its scheme.
         # `skip`: leave a step's backward pass out when no probability is off by more than this; 0 trains on all.
         if model.training is None:
             raise ValueError("%s: the plan has no training program; prepare it with a scheme" % model.name)
@@ -28,7 +29,10 @@ class Trainer:
         self.records = struct.unpack_from("<H", model.training, _P_RECORDS)[0]
         struct.pack_into("<I", model.state, _S_RNG, (seed & 0xFFFFFFFF) or 1)
         struct.pack_into("<H", model.state, _S_SKIP_BELOW, min(int(skip * 65536), 65535))
-        self.set_rate(*rate(learning_rate))
+        if learning_rate is None:
+            self.set_rate(*struct.unpack_from("<Hh", model.first_state, _S_LR_MANT))
+        else:
+            self.set_rate(*rate(learning_rate))
 
     def set_rate(self, mantissa, exponent):
         # learning rate = mantissa * 2^exponent

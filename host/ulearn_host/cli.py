@@ -29,7 +29,10 @@ PlanPath = Annotated[Path, typer.Argument(help="A plan (.ulm) made by `ulearn pr
 Data = Annotated[Path, typer.Option(help="Samples: an npz with x [n, ...] in real units and y, labels or targets.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
 Epochs = Annotated[int, typer.Option(min=1, help="How often each sample is used.")]
-Rate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Of the first epoch; halved after each.")]
+Rate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", "--lr", help="Of the first epoch, halved after each; default: the plan's."),
+]
 Seed = Annotated[int, typer.Option(help="Of the order of samples and of stochastic rounding.")]
 
 
@@ -129,7 +132,7 @@ def train(
     port: Port,
     data: Data,
     epochs: Epochs = 4,
-    learning_rate: Rate = 0.03,
+    learning_rate: Rate = None,
     seed: Seed = 1,
     holdout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the samples kept to test on.")] = 0.25,
     checkpoint: Annotated[str, typer.Option(help="File on the board to keep the weights in; empty: none.")] = "",
@@ -148,7 +151,12 @@ def train(
         member = fleet.Member(port, link, learn, test)
         before = member.right(tick=steps.bar("testing")) if facts.labelled else 0
         member.send(steps.bar(f"sending {len(learn)} samples"))
-        counters = link.train(epochs, learning_rate, seed, progress=steps.bar("training on the board"))
+        counters = link.train(
+            epochs,
+            facts.learning_rate if learning_rate is None else learning_rate,
+            seed,
+            progress=steps.bar("training on the board"),
+        )
         after = member.right(tick=steps.bar("testing")) if facts.labelled else 0
         if checkpoint:
             link.checkpoint(checkpoint)
@@ -190,7 +198,7 @@ def federate(
     data: Annotated[list[Path], typer.Option(help="That board's samples (npz), in the order of the ports.")],
     rounds: Annotated[int, typer.Option(min=1, help="How often the boards' updates are averaged.")] = 5,
     epochs: Epochs = 1,
-    learning_rate: Rate = 0.03,
+    learning_rate: Rate = None,
     seed: Seed = 1,
     holdout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of each board's samples to test on.")] = 0.25,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the fleet's plan.")] = None,
@@ -206,6 +214,7 @@ def federate(
     facts = fleet.PlanFacts(plan)
     if not facts.labelled:
         raise UserError(f"{plan}: federated evaluation of regressions is not supported yet; expected a classifier")
+    rate = facts.learning_rate if learning_rate is None else learning_rate
     sets = [facts.samples(*_load(path)) for path in data]
     with ExitStack() as stack:
         members = []
@@ -221,7 +230,7 @@ def federate(
         updates = []
         trained = steps.counter(f"{rounds} rounds on {len(members)} boards", rounds * len(members))
         for index in range(rounds):
-            how = fleet.Hyperparameters(epochs, learning_rate, seed + index)
+            how = fleet.Hyperparameters(epochs, rate, seed + index)
             updates.append(fleet.federated_round(members, facts, how, trained))
         after = fleet.together(members, lambda m: m.right())
     if out:

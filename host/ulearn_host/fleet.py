@@ -46,7 +46,7 @@ class Hyperparameters:
 
 
 class PlanFacts:
-    """What the host needs to know of a plan file: its table of trainable tensors and its input's quantisation."""
+    """What the host needs to know of a plan file: tensors that train, the rate they start with, quantisation."""
 
     def __init__(self, path: Path) -> None:
         """Read and check the plan. Raises UserError naming the file and the fault."""
@@ -60,6 +60,8 @@ class PlanFacts:
         self.model_id = plan.model_id
         self.table = bytes(plan.section(n.SECTION_TENSORS))
         self.train_place = plan.offsets.get(n.SECTION_TRAIN, (0, 0))
+        mantissa, exponent = struct.unpack_from("<Hh", plan.section(n.SECTION_STATE), n.S_LR_MANT)
+        self.learning_rate = mantissa * 2.0**exponent
         fields = struct.unpack("<4Hfi4HfiHHf", plan.section(n.SECTION_IO))
         self.input = Quantisation(fields[4], fields[5])
         self.output = Quantisation(fields[10], fields[11])
