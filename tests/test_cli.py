@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 import ulearn
 from ulearn_host import emulate
+from ulearn_host import fleet as fleet_module
 
 
 def run(*arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
@@ -135,11 +136,21 @@ def test_two_boards(work: Path, tmp_path: Path) -> None:
         out = tmp_path / "fleet.ulm"
         fleet = json.loads(run("federate", plan, *both, "--rounds", 4, "--epochs", 2, "-o", out, "--json").stdout)
         assert fleet["after"] > fleet["before"] + 0.1
+        # Again, from the base the boards have now; then one board is set back, which is noticed, and deploy mends it.
+        both += ["--rounds", 1, "-o", out, "--json"]
+        again = json.loads(run("federate", plan, *both).stdout)
+        assert again["before"] == pytest.approx(fleet["after"])
+        run("deploy", plan, "--port", ports[1])
+        assert "deploy" in run("federate", plan, *both, fails=True).stderr
+        run("deploy", plan, "--port", ports[0])
+        fleet = json.loads(run("federate", plan, *both).stdout)
         rights = 0
         for user in users:
-            share = np.load(user)
+            facts = fleet_module.PlanFacts(out)
+            with np.load(user) as data:
+                _, test = fleet_module.split(facts.samples(data["x"], data["y"], ""), 0.25, 1)
             model = ulearn.load(str(out))
-            rights += sum(model.predict(x) == y for x, y in zip(share["x"][:40], share["y"][:40], strict=True))
+            rights += sum(model.predict(x) == y for x, y in zip(test.x, test.y, strict=True))
         assert rights / 80 == pytest.approx(fleet["after"])
 
 
@@ -156,6 +167,12 @@ def mistakes(work: Path) -> list[tuple[tuple[object, ...], str]]:
     np.savez(work / "narrow.npz", x=x[:, :10], y=np.zeros(5, int))
     np.savez(work / "infinite.npz", x=x + np.inf, y=np.zeros(5, int))
     np.savez(work / "labels.npz", x=x, y=np.full(5, 77))
+    np.savez(work / "scalar.npz", x=np.float64(3))
+    np.savez(work / "words.npz", x=np.full((5, 64), "word"))
+    np.savez(work / "halves.npz", x=x, y=np.full(5, 0.5))
+    with (work / "bare.npz").open("wb") as file:
+        np.save(file, x)
+    (work / "folder").mkdir(exist_ok=True)
     joblib.dump(LogisticRegression(), work / "other.pkl")
     joblib.dump(MLPClassifier(), work / "unfitted.pkl")
     joblib.dump(MLPClassifier((4,), activation="tanh", max_iter=1).fit(x, [0, 1, 0, 1, 0]), work / "tanh.pkl")
@@ -180,6 +197,18 @@ def mistakes(work: Path) -> list[tuple[tuple[object, ...], str]]:
         (("evaluate", work / "digits.ulm", "-p", "/dev/ttyNOWHERE", "--data", good), "ttyNOWHERE"),
         (("evaluate", work / "digits.ulm", "-p", "x", "--data", work / "narrow.npz"), "64"),
         (("train", work / "digits.ulm", "-p", "x", "--data", work / "labels.npz"), "labels"),
+        (("inspect", work), "directory"),
+        (("evaluate", work, "-p", "x", "--data", good), "directory"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "scalar.npz"), "shape"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "words.npz"), "numbers"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "bare.npz"), "bare"),
+        (("prepare", work / "digits.joblib", "--calibration", good, "-o", work / "none" / "x.ulm"), "x.ulm"),
+        (("prepare", work / "digits.joblib", "--calibration", good, "-o", work / "folder"), "folder"),
+        (("prepare", work / "digits.joblib", "--calibration", good, "--loss", "mse"), "targets"),
+        (("evaluate", work / "digits.ulm", "-p", "x", "--data", work / "halves.npz"), "no labels"),
+        (("train", work / "digits.ulm", "-p", "x", "--data", good, "--seed", "-1"), "seed"),
+        (("train", work / "digits.ulm", "-p", "x", "--data", good, "--lr", "-3"), "learning-rate"),
+        (("federate", work / "digits.ulm", "-p", "x", "--data", good, "-o", work / "none" / "f.ulm"), "folder"),
         (("federate", work / "digits.ulm", "-p", "a", "-p", "b", "--data", good), "2 ports"),
     ]
 
@@ -189,8 +218,9 @@ def test_mistakes_are_answered_in_one_sentence(work: Path) -> None:
     for command, word in mistakes(work):
         before = {p.name for p in work.iterdir()}
         done = run(*command, fails=True)
-        assert word in done.stderr, (command, done.stderr)
-        assert len(done.stderr.strip().splitlines()) == 1 or "preparing" in done.stderr or "deploying" in done.stderr
+        assert word.lower() in done.stderr.lower(), (command, done.stderr)
+        lines = done.stderr.strip().splitlines()
+        assert lines[-1].startswith(("error: ", "╰")) and sum(line.startswith("error: ") for line in lines) <= 1, lines
         assert {p.name for p in work.iterdir()} == before
 
 

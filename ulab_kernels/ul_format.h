@@ -1,7 +1,7 @@
 // The plan format, version 1, and the arithmetic of its records.
 //
 // This header is the one definition of every number that a plan (.ulm) is made of. The Python side is generated
-// from its #define lines into firmware/ulearn/layout.py (python -m ulearn_host.layout), so a line here is
+// from its #define lines (python -m ulearn_host.layout: host/ulearn_host/numbers.py, and const() lines on the device), so a line here is
 // `#define UL_NAME number` and nothing cleverer. Everything is little-endian; every offset is in bytes.
 //
 // FILE     header, then sections in ascending order of file offset, until the header's length is reached.

@@ -115,6 +115,8 @@ def check(path):
 def save(model, path):
     if model.base_path is None and model.path is None and model.base is None:
         raise ValueError("%s: the model has no base" % model.name)
+    if path in (model.path, str(model.path) + ".base"):
+        raise ValueError("%s: the plan lies there; save to another file" % path)
     write(path, model.model_id, model.base_id, (model.train_blob,), model.state)
 
 
@@ -127,7 +129,7 @@ def restore(model, path):
         try:
             _restore(model, candidate)
             return
-        except ValueError as e:
+        except (OSError, ValueError) as e:
             fault = fault or e
     if fault:
         raise fault
@@ -143,7 +145,7 @@ def _restore(model, path):
             "%s: holds %d + %d bytes, expected %d + %d" % (path, train, state, len(model.train_blob), len(model.state))
         )
     if base != model.base_id:
-        raise ValueError("%s: made from another base than the one %s has" % (path, model.name))
+        raise ValueError("%s: made before the base that %s has was applied; save anew" % (path, model.name))
     with open(path, "rb") as f:
         f.seek(_HEADER_BYTES + train)
         fresh = f.read(state)
@@ -151,9 +153,12 @@ def _restore(model, path):
         if not same or not any(fresh[:4]):
             raise ValueError("%s: its state does not fit the plan" % path)
         f.seek(_HEADER_BYTES)
-        if f.readinto(model.train_blob) != train:
+        try:
+            if f.readinto(model.train_blob) != train:
+                raise ValueError("%s: cut short while it was read" % path)
+        except (OSError, ValueError):
             load_base(model)  # no mixture
-            raise ValueError("%s: cut short while it was read" % path)
+            raise
     model.state[:] = fresh
 
 

@@ -87,6 +87,7 @@ class Model:
             arena = max(arena, sizes[_BUF_ARENA])
             scratch = max(scratch, sizes[_BUF_SCRATCH])
             self.input_bytes = sizes[_BUF_INPUT]
+            program = _aligned(program)
             if program[_P_KIND] == _KIND_TRAIN:
                 self.training = program
             else:
@@ -226,7 +227,7 @@ def _signed(q):
 
 
 def _aligned(frozen):
-    # Tables of 16 and 32 bits lie in it; a slice of a foreign buffer may start anywhere.
+    # Numbers of 16 and 32 bits lie in it; a slice of a foreign buffer may start anywhere.
     return frozen if isinstance(frozen, bytearray) else bytearray(frozen)
 
 

@@ -9,7 +9,7 @@ _BUF_TARGET = const(6)
 _P_RECORDS = const(52)
 _S_RNG = const(0)
 _S_LR_MANT = const(8)
-_S_LR_EXP = const(10)
+_LEAST_EXPONENT = const(-64)  # of a rate that moves nothing any more
 _S_LOSS = const(24)
 _S_SKIP_BELOW = const(28)
 _LOSS_SOFTMAX_CE = const(1)
@@ -19,19 +19,19 @@ _CODES = (bytes, bytearray, memoryview)  # made once: a tuple in a call would be
 
 class Trainer:
     # Trains a model's trainable tensors in place, one sample a step, in integers.
-    def __init__(self, model, learning_rate=None, seed=1, skip=1 / 16):
-        # `learning_rate`: None takes the plan's, which suits its scheme.
+    def __init__(self, model, learning_rate=None, seed=None, skip=None):
+        # What is not given stays as STATE has it: from the plan, which suits its scheme, or from a checkpoint.
         # `skip`: leave a step's backward pass out when no probability is off by more than this; 0 trains on all.
         if model.training is None:
             raise ValueError("%s: the plan has no training program; prepare it with a scheme" % model.name)
         self.model = model
-        self.seed = seed
+        self.seed = 1 if seed is None else seed  # of the order of samples
         self.records = struct.unpack_from("<H", model.training, _P_RECORDS)[0]
-        struct.pack_into("<I", model.state, _S_RNG, (seed & 0xFFFFFFFF) or 1)
-        struct.pack_into("<H", model.state, _S_SKIP_BELOW, min(int(skip * 65536), 65535))
-        if learning_rate is None:
-            self.set_rate(*struct.unpack_from("<Hh", model.first_state, _S_LR_MANT))
-        else:
+        if seed is not None:
+            struct.pack_into("<I", model.state, _S_RNG, (seed & 0xFFFFFFFF) or 1)
+        if skip is not None:
+            struct.pack_into("<H", model.state, _S_SKIP_BELOW, min(int(skip * 65536), 65535))
+        if learning_rate is not None:
             self.set_rate(*rate(learning_rate))
 
     def set_rate(self, mantissa, exponent):
@@ -70,7 +70,7 @@ class Trainer:
                 if progress:
                     progress(epoch * count + i + 1, epochs * count)
             mantissa, exponent = struct.unpack_from("<Hh", self.model.state, _S_LR_MANT)
-            self.set_rate(mantissa, exponent - 1)
+            self.set_rate(mantissa, max(exponent - 1, _LEAST_EXPONENT))
         return loss * self.model.loss_scale / count
 
     def _sample(self, samples, index):

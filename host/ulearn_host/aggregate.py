@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ulearn import update as wire
 from ulearn_host import numbers as n
 
+SAMPLES_MAX = 2**31  # of 32-bit differences: their weighted sum stays within 63 bits
+
 
 @dataclass(frozen=True)
 class Update:
@@ -65,7 +67,8 @@ def encode(update: Update, table: bytes) -> bytes:
 
 def divide(total: NDArray[np.int64], weight: int) -> NDArray[np.int64]:
     """total / weight, rounded to nearest, halves away from zero: the one rounding of an aggregation."""
-    rounded: NDArray[np.int64] = np.sign(total) * ((2 * np.abs(total) + weight) // (2 * weight))
+    quotient, rest = np.divmod(np.abs(total), weight)
+    rounded: NDArray[np.int64] = np.sign(total) * (quotient + (rest >= weight - rest))
     return rounded
 
 
@@ -82,6 +85,8 @@ def fedavg(updates: Sequence[Update]) -> Update:
     samples = sum(u.num_samples for u in updates)
     if not samples:
         raise ValueError("the updates count no sample")
+    if samples >= SAMPLES_MAX:
+        raise ValueError(f"the updates count {samples} samples, the exact sum holds fewer than {SAMPLES_MAX}")
     total = weighted_sum((u.values, u.num_samples) for u in updates)
     return Update(first.model_id, first.base_id, samples, divide(total, samples))
 

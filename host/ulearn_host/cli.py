@@ -28,12 +28,12 @@ Port = Annotated[str, typer.Option("--port", "-p", help="Serial port of the boar
 PlanPath = Annotated[Path, typer.Argument(help="A plan (.ulm) made by `ulearn prepare`.")]
 Data = Annotated[Path, typer.Option(help="Samples: an npz with x [n, ...] in real units and y, labels or targets.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of a table.")]
-Epochs = Annotated[int, typer.Option(min=1, help="How often each sample is used.")]
+Epochs = Annotated[int, typer.Option(min=1, max=1000, help="How often each sample is used.")]
 Rate = Annotated[
     float | None,
-    typer.Option("--learning-rate", "--lr", help="Of the first epoch, halved after each; default: the plan's."),
+    typer.Option("--learning-rate", "--lr", min=1e-8, max=1e5, help="Of the first epoch, halved after each."),
 ]
-Seed = Annotated[int, typer.Option(help="Of the order of samples and of stochastic rounding.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Of the order of samples and of stochastic rounding.")]
 
 
 @app.command(epilog="Example:  ulearn prepare digits.joblib --calibration samples.npz --scheme last+bias")
@@ -61,10 +61,12 @@ def prepare(
     x, y = importers.load_samples(calibration)
     if y is not None and found == "softmax_ce" and labels and not np.issubdtype(y.dtype, np.integer):
         y = np.array([labels.index(str(v)) if str(v) in labels else -1 for v in y])
+    outputs = len(layers[-1].bias)
     if y is not None and found == "softmax_ce":
-        classes = len(layers[-1].bias)
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= classes:
-            raise UserError(f"{calibration}: y must hold labels from 0 to {classes - 1}")
+        if y.ndim != 1 or y.dtype.kind not in "iub" or y.min() < 0 or y.max() >= outputs:
+            raise UserError(f"{calibration}: y must hold labels from 0 to {outputs - 1}")
+    elif y is not None and (y.dtype.kind not in "fiu" or y.size != len(y) * outputs):
+        raise UserError(f"{calibration}: y has shape {y.shape}, expected targets ({len(y)}, {outputs})")
     options = Options(cast(Scheme, scheme), cast(WeightType, weights))
     with display.steps() as steps:
         tick = steps.counter(f"preparing {model.name}", 3)
@@ -123,7 +125,7 @@ def deploy(plan: PlanPath, port: Port, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(vars(board)))
         return
-    display.console.print(f"{port}: {plan.name} runs with native kernels ({board.architecture}, {board.version})")
+    display.console.print(f"{port}: {plan.name} is there ({board.architecture}, MicroPython {board.version})")
 
 
 @app.command(epilog="Example:  ulearn train digits.ulm --port /dev/ttyACM0 --data mine.npz")
@@ -143,10 +145,10 @@ def train(
 
     facts = fleet.PlanFacts(plan)
     samples = facts.samples(*_load(data))
-    order = np.random.default_rng(seed).permutation(len(samples))
-    kept = round(holdout * len(samples))
-    test = fleet.Samples(samples.x[order[:kept]], samples.y[order[:kept]])
-    learn = fleet.Samples(samples.x[order[kept:]], samples.y[order[kept:]])
+    learn, test = fleet.split(samples, holdout, seed)
+    kept = len(test)
+    if checkpoint in (plan.name, plan.name + ".base"):
+        raise UserError(f"--checkpoint {checkpoint} is where the plan lies on the board; name another file")
     with _linked(port, facts) as link, display.steps() as steps:
         member = fleet.Member(port, link, learn, test)
         before = member.right(tick=steps.bar("testing")) if facts.labelled else 0
@@ -208,7 +210,10 @@ def federate(
     from contextlib import ExitStack
 
     from ulearn_host import fleet
+    from ulearn_host.prepare import write_bytes as prepare_write
 
+    if out and not out.absolute().parent.is_dir():
+        raise UserError(f"{out}: there is no such folder")
     if len(port) != len(data):
         raise UserError(f"{len(port)} ports and {len(data)} files of samples were given, expected one file a port")
     facts = fleet.PlanFacts(plan)
@@ -219,22 +224,19 @@ def federate(
     with ExitStack() as stack:
         members = []
         for name, samples in zip(port, sets, strict=True):
-            kept = round(holdout * len(samples))
-            test = fleet.Samples(samples.x[:kept], samples.y[:kept])
-            learn = fleet.Samples(samples.x[kept:], samples.y[kept:])
+            learn, test = fleet.split(samples, holdout, seed)
             members.append(fleet.Member(name, stack.enter_context(_linked(name, facts)), learn, test))
         steps = stack.enter_context(display.steps())
         before = fleet.together(members, lambda m: m.right())
         for member in members:
             member.send(steps.bar(f"{member.name}: sending {len(member.train)} samples"))
-        updates = []
         trained = steps.counter(f"{rounds} rounds on {len(members)} boards", rounds * len(members))
         for index in range(rounds):
             how = fleet.Hyperparameters(epochs, rate, seed + index)
-            updates.append(fleet.federated_round(members, facts, how, trained))
+            fleet.federated_round(members, facts, how, trained)
+            if out:  # after every round: what the boards have committed is not lost with a later one
+                prepare_write(facts.with_weights(members[0].link.weights()), out)
         after = fleet.together(members, lambda m: m.right())
-    if out:
-        out.write_bytes(facts.with_update(updates))
     result = {
         "boards": [
             {
@@ -270,7 +272,7 @@ def federate(
 
 @app.command(epilog="Example:  ulearn demo --seed 3 --json result.json")
 def demo(
-    seed: Annotated[int, typer.Option(help="Changes splits, mixes and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Changes splits, mixes and order.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
 ) -> None:
     """Three emulated boards learn tilted digits, each on its own and then together."""
@@ -326,11 +328,12 @@ def main() -> int:
         app(standalone_mode=True)
     except (UserError, EmulatorError) as fault:
         display.errors.print(f"error: {fault}", markup=False, soft_wrap=True)
-        return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    except OSError as fault:
+        name = f"{fault.filename}: " if fault.filename else ""
+        display.errors.print(f"error: {name}{fault.strerror}", markup=False, soft_wrap=True)
+    return 1
 
 
 if __name__ == "__main__":

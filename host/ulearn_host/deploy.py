@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ulearn
-from ulearn_host.emulate import find_native
+from ulearn_host.emulate import EmulatorError, find_native
 from ulearn_host.errors import UserError
 
 _ARCHITECTURES = ("", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa",
@@ -20,19 +20,34 @@ _ASK = (
     "import sys,gc;gc.collect();i=sys.implementation;m=getattr(i,'_mpy',0)\n"
     "try:\n import ulab_kernels as k;k='builtin' if not hasattr(k,'__file__') else 'file'\n"
     "except ImportError:k=''\n"
-    "print('ulearn',m>>10&15,i.name,'.'.join(str(v) for v in i.version[:3]),gc.mem_free(),k,sep='|')"
+    "try:\n import ulab;u=1\n"
+    "except ImportError:u=0\n"
+    "print('ulearn',m>>10&15,i.name,'.'.join(str(v) for v in i.version[:3]),gc.mem_free(),k,u,sep='|')"
+)
+
+
+# The new plan is loaded before the old one goes. Bases that were counted from the old plan go with it.
+_TAKE = (
+    "import os,ulearn\n"
+    "ulearn.load('{name}.new')\n"
+    "for n in ('{name}.base.new','{name}.base'):\n"
+    " try:os.remove(n)\n"
+    " except OSError:pass\n"
+    "os.rename('{name}.new','{name}')\n"
+    "print(ulearn.executor)"
 )
 
 
 @dataclass(frozen=True)
 class Board:
-    """What a board says of itself. kernels: 'builtin', 'file' or '' (none)."""
+    """What a board says of itself. kernels: 'builtin', 'file' or '' (none); ulab: whether the firmware has it."""
 
     port: str
     architecture: str
     version: str
     free_bytes: int
     kernels: str
+    ulab: bool
 
 
 def mpremote(port: str, *commands: str) -> str:
@@ -55,10 +70,10 @@ def ask(port: str) -> Board:
     answer = [line for line in mpremote(port, "exec", _ASK).splitlines() if line.startswith("ulearn|")]
     if not answer:
         raise UserError(f"{port}: the board did not answer; expected a MicroPython prompt")
-    _, arch, _, version, free, kernels = answer[-1].split("|")
+    _, arch, _, version, free, kernels, ulab = answer[-1].split("|")
     index = int(arch)
     name = _ARCHITECTURES[index] if index < len(_ARCHITECTURES) else f"architecture {index}"
-    return Board(port, name, version, int(free), kernels)
+    return Board(port, name, version, int(free), kernels, ulab == "1")
 
 
 def device_modules() -> list[Path]:
@@ -91,9 +106,15 @@ def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         progress("compiling the package")
-        build_package(folder / "lib", native=True)
+        native = None
         if board.kernels != "builtin":
-            native = find_native(board.architecture)
+            try:
+                native = find_native(board.architecture)
+            except EmulatorError as fault:
+                if not board.ulab:
+                    raise UserError(f"{port}: {fault}; the firmware has no ulab either") from None
+        build_package(folder / "lib", native is not None or board.kernels == "builtin")
+        if native:
             (folder / "lib" / "ulab_kernels.mpy").write_bytes(native.read_bytes())
         (folder / plan.name).write_bytes(plan.read_bytes())
         progress("copying")
@@ -101,15 +122,15 @@ def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step:
         make += "import sys\nfor p in ('/lib','lib'):\n if p not in sys.path:sys.path.append(p)\n"
         commands = ["exec", make, "+", "fs", "cp", *(str(p) for p in sorted((folder / "lib" / "ulearn").iterdir()))]
         commands += [":lib/ulearn/"]
-        if board.kernels != "builtin":
+        if native:
             commands += ["+", "fs", "cp", str(folder / "lib" / "ulab_kernels.mpy"), ":lib/ulab_kernels.mpy"]
-        commands += ["+", "fs", "cp", str(folder / plan.name), f":{plan.name}"]
+        commands += ["+", "fs", "cp", str(folder / plan.name), f":{plan.name}.new"]
         mpremote(port, *commands)
         progress("verifying")
         try:
-            answer = mpremote(port, "exec", f"import ulearn;m=ulearn.load({plan.name!r});print(ulearn.executor)")
+            answer = mpremote(port, "exec", _TAKE.format(name=plan.name))
         except UserError as fault:
-            raise UserError(f"{fault}; the plan was copied but cannot be loaded there") from None
-    if "native" not in answer:
-        raise UserError(f"{port}: the board runs without the kernels ({answer.strip()})")
+            raise UserError(f"{fault}; the board keeps the plan it had") from None
+    if not answer.split():
+        raise UserError(f"{port}: the board did not say what runs the plan; reset it and try again")
     return board

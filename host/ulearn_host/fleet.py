@@ -17,7 +17,7 @@ from ulearn_host import aggregate
 from ulearn_host import numbers as n
 from ulearn_host.compiler import seal
 from ulearn_host.errors import UserError
-from ulearn_host.link import Counters, Link
+from ulearn_host.link import Counters, Link, LinkError
 from ulearn_host.network import Quantisation
 
 Tick = Callable[[int, int], None]
@@ -52,8 +52,8 @@ class PlanFacts:
         """Read and check the plan. Raises UserError naming the file and the fault."""
         try:
             plan = plan_file.read(str(path))
-        except FileNotFoundError:
-            raise UserError(f"{path}: there is no such file") from None
+        except OSError as fault:
+            raise UserError(f"{path}: {fault.strerror}; expected a plan file") from None
         except ValueError as fault:
             raise UserError(str(fault)) from None
         self.path = path
@@ -80,19 +80,18 @@ class PlanFacts:
             if targets.shape[1] != self.outputs:
                 raise UserError(f"{source}: targets of {targets.shape[1]} numbers, expected {self.outputs}")
             return Samples(self.input.codes(x), self.output.codes(targets))
+        if not np.array_equal(y, np.rint(y)):
+            raise UserError(f"{source}: y holds numbers that are no labels, expected 0 to {self.outputs - 1}")
         if np.any(np.asarray(y) < 0) or np.any(np.asarray(y) >= self.outputs):
             raise UserError(f"{source}: labels from {np.min(y)} to {np.max(y)}, expected 0 to {self.outputs - 1}")
         return Samples(self.input.codes(x), np.asarray(y).astype(np.uint16))
 
-    def with_update(self, updates: Sequence[bytes]) -> bytes:
-        """The plan's bytes with updates added to its trainable weights, one after the other."""
-        from ulearn import update as wire
-
+    def with_weights(self, blob: bytes) -> bytes:
+        """The plan's bytes with other trainable weights, in canonical order."""
         data = bytearray(self.path.read_bytes())
         at, size = self.train_place
-        blob = bytearray(data[at : at + size])
-        for update in updates:
-            wire.add(blob, update, self.table)
+        if len(blob) != size:
+            raise UserError(f"{self.path}: {len(blob)} bytes of weights, expected {size}")
         data[at : at + size] = blob
         return seal(self.model_id, [bytes(data[n.HEADER_BYTES :])], struct.unpack_from("<H", data, n.H_SECTIONS)[0])
 
@@ -123,10 +122,42 @@ class Member:
         return self.link.score(test.x, test.y, tick).right if len(test) else 0
 
 
+def split(samples: Samples, holdout: float, seed: int) -> tuple[Samples, Samples]:
+    """Samples to learn from and samples to test on, drawn by `seed`. Raises UserError when none is left."""
+    order = np.random.default_rng(seed).permutation(len(samples))
+    kept = round(holdout * len(samples))
+    if kept == len(samples):
+        raise UserError(f"{len(samples)} samples leave none to learn from; give more, or a smaller --holdout")
+    test, train = order[:kept], order[kept:]
+    return Samples(samples.x[train], samples.y[train]), Samples(samples.x[test], samples.y[test])
+
+
 def together(members: Sequence[Member], do: Callable[[Member], T]) -> list[T]:
-    """Do something on every board at once; results in the order of the members, the first error is raised."""
+    """Do something on every board at once; results in the order of the members, the first error is raised.
+
+    Ctrl-C closes the lines, so that no thread goes on waiting for a board.
+    """
     with ThreadPoolExecutor(max_workers=max(1, len(members))) as pool:
-        return list(pool.map(do, members))
+        futures = [pool.submit(do, member) for member in members]
+        try:
+            return [future.result() for future in futures]
+        except KeyboardInterrupt:
+            for member in members:
+                member.link.close()
+            raise
+
+
+def common_base(members: Sequence[Member]) -> bytes:
+    """The base id that all boards have. Raises UserError naming those that differ from the first."""
+    bases = [member.link.info().model for member in members]
+    ids = [facts.base_id if facts else b"" for facts in bases]
+    others = [member.name for member, base in zip(members, ids, strict=True) if base != ids[0]]
+    if others:
+        raise UserError(
+            f"{', '.join(others)}: other weights than {members[0].name}; run ulearn deploy for every board, which "
+            f"starts them from the plan again"
+        )
+    return ids[0]
 
 
 def federated_round(
@@ -134,20 +165,38 @@ def federated_round(
 ) -> bytes:
     """One round of federated averaging: all train from the base, the mean becomes everybody's base.
 
-    done is called, from any thread, when a board has trained. Returns the averaged update that every board has applied.
+    done is called, from any thread, when a board has trained. Returns the new base id, the same on every board. A board
+    that fails while it takes the mean is asked once more: a new base is committed whole or not at all.
     """
+    old = common_base(members)
 
     def train(member: Member) -> bytes:
         member.learn(how)
         done()
         return member.link.update_get(len(member.train))
 
-    updates = [aggregate.decode(data, facts.table) for data in together(members, train)]
-    mean = aggregate.encode(aggregate.fedavg(updates), facts.table)
-    bases = together(members, lambda member: member.link.update_put(mean))
+    def take(member: Member) -> bytes:
+        try:
+            return member.link.update_put(mean)
+        except LinkError:
+            member.link.hello()
+            about = member.link.info().model
+            if about is None or about.base_id == old:
+                return member.link.update_put(mean)
+            return about.base_id
+
+    try:
+        updates = [aggregate.decode(data, facts.table) for data in together(members, train)]
+        for member, update in zip(members, updates, strict=True):
+            if update.num_samples != len(member.train):
+                raise UserError(f"{member.name}: counts {update.num_samples} samples, expected {len(member.train)}")
+        mean = aggregate.encode(aggregate.fedavg(updates), facts.table)
+    except ValueError as fault:
+        raise UserError(f"the round was given up: {fault}") from None
+    bases = together(members, take)
     if len(set(bases)) != 1:
-        raise UserError("the boards ended the round with different weights; deploy the plan to all of them again")
-    return mean
+        raise UserError("the boards ended the round with different weights; run ulearn deploy for every board")
+    return bases[0]
 
 
 def accuracy(members: Sequence[Member], rights: Sequence[int]) -> float:

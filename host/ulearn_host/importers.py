@@ -27,6 +27,8 @@ def from_npz(path: Path) -> list[FloatDense]:
     for i in range(count):
         if f"w{i}" not in arrays or f"b{i}" not in arrays:
             raise UserError(f"{path}: w{i} or b{i} is missing; expected w0, b0, ... w{count - 1}, b{count - 1}")
+        if arrays[f"w{i}"].dtype.kind not in "fiu" or arrays[f"b{i}"].dtype.kind not in "fiu":
+            raise UserError(f"{path}: w{i} or b{i} does not hold numbers")
         w, b = arrays[f"w{i}"].astype(np.float64), arrays[f"b{i}"].astype(np.float64)
         if w.ndim != 2 or b.ndim != 1 or len(b) not in w.shape:
             raise UserError(
@@ -39,7 +41,10 @@ def from_npz(path: Path) -> list[FloatDense]:
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """All arrays of an npz file by name. Raises UserError when it is none."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        data = np.load(path, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            raise ValueError("it holds one bare array")
+        with data:
             return {name: data[name] for name in data.files}
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
@@ -53,6 +58,12 @@ def load_samples(path: Path) -> tuple[NDArray[np.float64], NDArray[Any] | None]:
     if "x" not in arrays:
         raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}, expected samples under the name x")
     x, y = arrays["x"], arrays.get("y")
+    if x.ndim < 2 or x.dtype.kind not in "fiub" or not np.isfinite(x).all():
+        raise UserError(f"{path}: x has shape {x.shape} of {x.dtype}, expected finite numbers [n, ...]")
+    if y is not None and (y.ndim < 1 or y.dtype.kind not in "fiubU"):
+        raise UserError(f"{path}: y has shape {y.shape} of {y.dtype}, expected labels [n] or targets [n, outputs]")
+    if y is not None and y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise UserError(f"{path}: y holds numbers that are not finite")
     if not len(x) or (y is not None and len(y) != len(x)):
         raise UserError(
             f"{path}: {len(x)} samples x and {0 if y is None else len(y)} targets y, expected as many of both"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import ulearn
 from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, Plan, compile_plan
+from ulearn_host.errors import UserError
 from ulearn_host.network import Loss, Network
 from ulearn_host.quantise import FloatDense, quantise
 
@@ -75,7 +76,16 @@ def prepare(
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Write a plan beside its place, then rename: a reader never sees half of it."""
+    """Write a plan to a file. Raises UserError when that is not possible."""
+    write_bytes(plan.data, path)
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write beside the file's place, then rename: a reader never sees half of it."""
     beside = path.with_name(path.name + ".new")
-    beside.write_bytes(plan.data)
-    beside.replace(path)
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as fault:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path}: {fault.strerror}; expected a place for a file") from None

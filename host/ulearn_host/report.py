@@ -87,8 +87,8 @@ def read(path: Path) -> Report:
         kinds = (n.SECTION_IO, n.SECTION_TENSORS, n.SECTION_CUTS, n.SECTION_FROZEN, n.SECTION_TRAIN, n.SECTION_STATE)
         io, tensors, cuts, frozen, train, state = sections = tuple(bytes(plan.section(kind)) for kind in kinds)
         verify.verify(plan, sections)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+    except OSError as fault:
+        raise UserError(f"{path}: {fault.strerror}; expected a plan file") from None
     except ValueError as fault:
         raise UserError(str(fault)) from None
     data = path.read_bytes()
