@@ -20,7 +20,7 @@ files = $(foreach pattern,$(2),$(wildcard $(1)/$(pattern)))
 # $(call build,name,message,command): run quietly, show the log's end when it fails.
 define build
 @echo "$(2)"
-@mkdir -p $(BIN) $(BUILD) $(CACHE)/log $(CACHE)/stamps; rm -f $(CACHE)/stamps/$(1)-*
+@mkdir -p $(BIN) $(BUILD) $(CACHE)/log $(CACHE)/stamps; rm -f $(CACHE)/stamps/$(1)-????????????????
 @{ $(3); } >$(CACHE)/log/$(1).log 2>&1 || \
 	{ tail -n 20 $(CACHE)/log/$(1).log; echo "failed: log in $(CACHE)/log/$(1).log"; exit 1; } >&2
 @touch $@
@@ -37,10 +37,15 @@ UNIX_FILES := $(call files,$(REPOSITORY)/boards/UNIX,mpconfigvariant.* manifest.
 KERNEL_FILES := $(call files,$(KERNELS),*.c *.h *.S *.mk Makefile)
 UNIX := $(call stamp,UNIX,$(UNIX_FILES))
 UNIX_KERNELS := $(if $(wildcard $(KERNELS)/micropython.mk),$(call stamp,ulab_kernels-UNIX,$(UNIX_FILES) $(KERNEL_FILES)))
-QEMU := $(call stamp,QEMU_CORTEX_M0,$(call files,$(REPOSITORY)/boards/QEMU_CORTEX_M0,*.c *.h *.inc *.ld *.py Makefile))
-NATIVE_ARCHS := armv6m $(if $(filter x86_64,$(shell uname -m)),x64)
+QEMU_BOARDS := $(notdir $(patsubst %/board.mk,%,$(wildcard $(REPOSITORY)/boards/*/board.mk)))
+QEMU_FILES := $(call files,$(REPOSITORY)/boards/qemu,*.c *.h *.inc *.ld *.py Makefile)
+qemu_files = $(QEMU_FILES) $(call files,$(REPOSITORY)/boards/$(1),*.h *.ld *.mk)
+QEMU := $(foreach board,$(QEMU_BOARDS),$(call stamp,$(board),$(call qemu_files,$(board))))
+# armv6m-c is armv6m without the kernels' assembler: tests compare the two on a board.
+NATIVE_ARCHS := armv6m armv6m-c armv7m $(if $(filter x86_64,$(shell uname -m)),x64)
 NATIVE_NAMES := $(if $(wildcard $(KERNELS)/Makefile),$(NATIVE_ARCHS))
 NATIVE := $(foreach arch,$(NATIVE_NAMES),$(call stamp,native-$(arch),$(KERNEL_FILES)))
+stamped = $(patsubst %-$(lastword $(subst -, ,$(1))),%,$(1))
 
 .PHONY: all native
 .NOTPARALLEL:
@@ -65,15 +70,19 @@ $(UNIX_KERNELS): $(FETCHED)
 		$(unix) BUILD=$(BUILD)/UNIX-$(CHECKOUT) USER_C_MODULES=$(REPOSITORY) && \
 		$(call install,$(BUILD)/UNIX-$(CHECKOUT)/micropython,$(BIN)/micropython-ulab_kernels))
 
-$(QEMU): $(FETCHED)
-	$(call build,QEMU_CORTEX_M0,building the Cortex-M0 firmware (about 10 s),\
-		$(submake) -C $(REPOSITORY)/boards/QEMU_CORTEX_M0 MPY_DIR=$(SOURCE) BUILD=$(BUILD)/QEMU-$(CHECKOUT) && \
-		$(call install,$(BUILD)/QEMU-$(CHECKOUT)/firmware.elf,$(BIN)/QEMU_CORTEX_M0.elf))
+$(QEMU): $(CACHE)/stamps/%: $(FETCHED)
+	$(eval BOARD := $(call stamped,$*))
+	$(call build,$(BOARD),building the firmware of $(BOARD) (about 10 s),\
+		$(submake) -C $(REPOSITORY)/boards/qemu BOARD=$(BOARD) MPY_DIR=$(SOURCE) BUILD=$(BUILD)/$(BOARD)-$(CHECKOUT) && \
+		$(call install,$(BUILD)/$(BOARD)-$(CHECKOUT)/firmware.elf,$(BIN)/$(BOARD).elf))
 
 # The linker of native modules is a Python program; what it imports is in the virtual environment.
 $(NATIVE): $(CACHE)/stamps/native-%: $(FETCHED)
-	$(eval ARCH := $(firstword $(subst -, ,$*)))
-	$(call build,native-$(ARCH),building the native module for $(ARCH),\
-		rm -rf $(CACHE)/native/$(ARCH) && mkdir -p $(CACHE)/native/$(ARCH) && \
+	$(eval NAME := $(call stamped,$*))
+	$(eval ARCH := $(patsubst %-c,%,$(NAME)))
+	$(eval EXTRA := $(if $(filter %-c,$(NAME)),CFLAGS_EXTRA=-DUL_NO_ASM))
+	$(eval MODULE := $(CACHE)/native/$(NAME)/ulab_kernels$(if $(EXTRA),_c).mpy)
+	$(call build,native-$(NAME),building the native module for $(NAME),\
+		rm -rf $(CACHE)/native/$(NAME) && mkdir -p $(CACHE)/native/$(NAME) && \
 		PATH=$(VENV)/bin:$$PATH $(submake) -C $(KERNELS) ARCH=$(ARCH) MPY_DIR=$(SOURCE) PYTHON=$(VENV)/bin/python \
-			BUILD=$(CACHE)/native/$(ARCH) OUT=$(CACHE)/native/$(ARCH)/ulab_kernels.mpy)
+			BUILD=$(CACHE)/native/$(NAME) OUT=$(MODULE) $(EXTRA))

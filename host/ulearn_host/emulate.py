@@ -1,6 +1,6 @@
-"""Start the emulated boards: MicroPython's Unix port, and a Cortex-M0 in QEMU.
+"""Start the emulated boards: MicroPython's Unix port, and a Cortex-M0 and a Cortex-M3 in QEMU.
 
-Both appear as a serial port that mpremote and pyserial open like a real board's. A board ends with
+All appear as a serial port that mpremote and pyserial open like a real board's. A board ends with
 its launcher: by `close`, at exit, and through a hang-up of its terminal even when the launcher is killed.
 """
 
@@ -63,13 +63,21 @@ def find_micropython(user_module: bool = False) -> Path:
     raise EmulatorError("no MicroPython: run `make setup`, or name one in ULEARN_MICROPYTHON")
 
 
-def find_native(arch: str) -> Path:
-    """Return the native module of the kernels for `arch` ("x64", "armv6m").
+def find_native(arch: str, assembler: bool = True) -> Path:
+    """Return the native module of the kernels for `arch` ("x64", "armv6m", "armv7m").
+
+    Without `assembler`, the one of the same kernels all in C, ulab_kernels_c, which is built for armv6m only.
 
     Raises:
         EmulatorError: it is not built.
     """
-    return _built(f"native/{arch}/ulab_kernels.mpy")
+    return _built(f"native/{arch}/ulab_kernels.mpy" if assembler else f"native/{arch}-c/ulab_kernels_c.mpy")
+
+
+def emulated_boards() -> list[str]:
+    """Return the names of the boards that `start` can start."""
+    names = sorted(path.parent.name for path in BOARDS.glob("*/board.json"))
+    return [name for name in names if name == "UNIX" or "qemu" in board_facts(name)]
 
 
 def board_facts(board: str) -> dict[str, Any]:
@@ -80,7 +88,7 @@ def board_facts(board: str) -> dict[str, Any]:
     """
     path = BOARDS / board / "board.json"
     if not path.is_file():
-        raise EmulatorError(f"no board {board!r} in {BOARDS}")
+        raise EmulatorError(f"no board {board!r} in {BOARDS}; the emulated ones are {', '.join(emulated_boards())}")
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return facts
 
@@ -89,9 +97,9 @@ class EmulatedBoard:
     """A running board. Use it as a context manager, or call `close`.
 
     Attributes:
-        name: "UNIX" or "QEMU_CORTEX_M0".
+        name: one of `emulated_boards()`.
         port: path of the serial port.
-        folder: the Unix board's file system; for the Cortex-M0 the place of its flash.bin. It outlives
+        folder: the Unix board's file system; for a board in QEMU the place of its flash.bin. It outlives
             `kill`, so a board started in it again is the same board after a power cut.
         log: the file with what the process itself had to say.
     """
@@ -136,7 +144,7 @@ class EmulatedBoard:
         return self._process is not None and self._process.poll() is None
 
     def interrupt(self) -> None:
-        """Interrupt a running program of the Unix board, which cannot see a Ctrl-C on its wire; the Cortex-M0 can.
+        """Interrupt a running program of the Unix board, which cannot see a Ctrl-C on its wire; a Cortex-M can.
 
         A program that has called micropython.kbd_intr(-1) ends with its board.
         """
@@ -186,12 +194,13 @@ def start(
     """Start a board and return it; its port can be opened at once.
 
     Args:
-        board: "UNIX" or "QEMU_CORTEX_M0".
+        board: one of `emulated_boards()`.
         folder: where the board keeps its files between starts; a temporary one when None.
         micropython: the Unix board's interpreter; `find_micropython()` when None.
         log: file to append the process's own messages to; a temporary one when None.
-        count_instructions: let one instruction of the Cortex-M0 take one virtual nanosecond, so that times on
-            the board repeat: time.ticks_us() counts 1,000 instructions, time.ticks_cpu() 62.5.
+        count_instructions: let one instruction of a board in QEMU take one virtual nanosecond, so that times on
+            the board repeat: time.ticks_us() counts 1,000 instructions; time.ticks_cpu() 62.5 on the Cortex-M0 and
+            40 on the Cortex-M3.
 
     Raises:
         EmulatorError: the board is unknown, or something it needs is missing.

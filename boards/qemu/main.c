@@ -1,4 +1,4 @@
-// Start of the board: vectors, memory, then the loop of every MicroPython board (boot.py, main.py, REPL).
+// Start of the board: memory, then the loop of every MicroPython board (boot.py, main.py, REPL).
 #include "py/compile.h"
 #include "py/cstack.h"
 #include "py/gc.h"
@@ -8,11 +8,9 @@
 #include "shared/runtime/gchelper.h"
 #include "shared/runtime/pyexec.h"
 
-#define STACK_BYTES (14 * 1024) // memory.ld proves that 16 KB are free
+#define STACK_BYTES (14 * 1024) // sections.ld proves that 16 KB are free
 
 extern uint32_t _stack_top, _data_load, _data_start, _data_end, _bss_start, _bss_end;
-void uart_irq(void);
-void clock_irq(void);
 
 static uint32_t heap[MICROPY_HEAP_SIZE / sizeof(uint32_t)];
 
@@ -59,7 +57,7 @@ void nlr_jump_fail(void *val) {
     board_exit("uncaught exception\n");
 }
 
-static void fault(void) {
+void fault_handler(void) {
     board_exit("hard fault\n");
 }
 
@@ -76,10 +74,3 @@ void start(void) {
     }
     main();
 }
-
-// Entry 16 + n is peripheral n of the nRF51.
-__attribute__((section(".isr_vector"), used)) static void (*const vectors[16 + 10])(void) = {
-    (void (*)(void))&_stack_top, Reset_Handler, fault, fault,
-    [16 + 2] = uart_irq,
-    [16 + 8] = clock_irq,
-};

@@ -1,18 +1,18 @@
-// What MicroPython has on this board: the features of the stock RP2040 build, without its peripherals.
+// What MicroPython has on these boards: the features of the stock RP2040 build, without its peripherals.
 #include <alloca.h>
 #include <stdint.h>
+#include "mpconfigboard.h"
 
 #define MICROPY_CONFIG_ROM_LEVEL (MICROPY_CONFIG_ROM_LEVEL_EXTRA_FEATURES)
 
-// The emitters of an RP2040; they also decide that native modules are armv6m.
+// The emitters of a board with such a core. native_arch.h says what native modules it takes.
 #define MICROPY_EMIT_THUMB (1)
-#define MICROPY_EMIT_THUMB_ARMV7M (0)
+#define MICROPY_EMIT_THUMB_ARMV7M (__ARM_ARCH >= 7)
 #define MICROPY_EMIT_INLINE_THUMB (1)
 #define MICROPY_EMIT_INLINE_THUMB_FLOAT (0)
 #define MICROPY_MAKE_POINTER_CALLABLE(p) ((void *)((mp_uint_t)(p) | 1))
 #define MICROPY_PERSISTENT_CODE_LOAD (1)
 
-#define MICROPY_HEAP_SIZE (196128) // leaves the free heap of an RP2040
 #define MICROPY_ENABLE_GC (1)
 #define MICROPY_MEM_STATS (0)
 #define MICROPY_LONGINT_IMPL (MICROPY_LONGINT_IMPL_MPZ)
@@ -25,7 +25,7 @@
 #define MICROPY_READER_VFS (1)
 
 #define MICROPY_PY_SYS_PLATFORM "qemu"
-#define MICROPY_BANNER_MACHINE "QEMU Cortex-M0 (RP2040 stand-in)"
+#define MICROPY_BANNER_MACHINE MICROPY_HW_BOARD_NAME " (" MICROPY_HW_MCU_NAME ")"
 #define MICROPY_PY_OS_SYNC (1)
 #define MICROPY_PY_OS_UNAME (1)
 #define MICROPY_PY_OS_URANDOM (1)
@@ -36,9 +36,6 @@
 #define MICROPY_PY_MACHINE (1)
 #define MICROPY_PY_MACHINE_RESET (1)
 #define MICROPY_PY_MACHINE_INCLUDEFILE "machine.inc"
-
-#define MICROPY_HW_BOARD_NAME "QEMU Cortex-M0"
-#define MICROPY_HW_MCU_NAME "RP2040 stand-in"
 
 // Sleep between interrupts, so that an idle board costs the host nothing.
 void board_wait(int timeout_ms);

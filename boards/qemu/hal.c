@@ -1,4 +1,6 @@
-// The wire, the clocks and the random numbers of QEMU's nRF51.
+// The wire, the clocks and the random numbers. What differs between boards is in their hardware.h.
+#include <string.h>
+#include "py/mperrno.h"
 #include "py/mphal.h"
 #include "py/mpstate.h"
 #include "py/ringbuf.h"
@@ -6,35 +8,7 @@
 #include "py/stream.h"
 
 #define REG(address) (*(volatile uint32_t *)(address))
-
-#define UART 0x40002000
-#define UART_STARTRX REG(UART + 0x000)
-#define UART_STARTTX REG(UART + 0x008)
-#define UART_RXDRDY REG(UART + 0x108)
-#define UART_TXDRDY REG(UART + 0x11c)
-#define UART_INTENSET REG(UART + 0x304)
-#define UART_INTENCLR REG(UART + 0x308)
-#define UART_ENABLE REG(UART + 0x500)
-#define UART_RXD REG(UART + 0x518)
-#define UART_TXD REG(UART + 0x51c)
-#define UART_INT_RXDRDY (1 << 2)
-
-// Timer 0 counts microseconds and wakes the board up; timer 1 runs at 16 MHz for time.ticks_cpu().
-#define CLOCK 0x40008000
-#define TICKER 0x40009000
-#define TIMER_START(timer) REG(timer + 0x000)
-#define TIMER_CAPTURE(timer, n) REG(timer + 0x040 + 4 * (n))
-#define TIMER_COMPARE(timer, n) REG(timer + 0x140 + 4 * (n))
-#define TIMER_INTENSET(timer) REG(timer + 0x304)
-#define TIMER_BITMODE(timer) REG(timer + 0x508)
-#define TIMER_PRESCALER(timer) REG(timer + 0x510)
-#define TIMER_CC(timer, n) REG(timer + 0x540 + 4 * (n))
-enum { CC_NOW, CC_WAKE };
-
-#define RANDOM 0x4000d000
-#define RANDOM_START REG(RANDOM + 0x000)
-#define RANDOM_READY REG(RANDOM + 0x100)
-#define RANDOM_VALUE REG(RANDOM + 0x508)
+#include "hardware.h"
 
 #define NVIC_ENABLE REG(0xe000e100)
 #define SYSTEM_RESET REG(0xe000ed0c)
@@ -45,47 +19,38 @@ static uint8_t rx_bytes[4096];
 static ringbuf_t rx = {rx_bytes, sizeof(rx_bytes)};
 
 void board_init(void) {
-    TIMER_BITMODE(CLOCK) = TIMER_BITMODE(TICKER) = 3; // 32 bits
-    TIMER_PRESCALER(CLOCK) = 4; // 16 MHz / 2^4
-    TIMER_PRESCALER(TICKER) = 0;
-    TIMER_INTENSET(CLOCK) = 1 << (16 + CC_WAKE);
-    TIMER_START(CLOCK) = TIMER_START(TICKER) = 1;
-    UART_ENABLE = 4;
-    UART_STARTRX = UART_STARTTX = 1;
-    UART_INTENSET = UART_INT_RXDRDY;
-    NVIC_ENABLE = 1 << 2 | 1 << 8;
+    hardware_init();
+    NVIC_ENABLE = 1 << UART_IRQ | 1 << WAKE_IRQ;
 }
 
 // Clocks.
 
-void clock_irq(void) {
-    TIMER_COMPARE(CLOCK, CC_WAKE) = 0;
+static void wake_irq(void) {
+    wake_clear();
 }
 
 // Microseconds since the start. Extended to 64 bits here, which sleep_us() keeps right by its limit.
 static uint64_t clock_us(void) {
     static uint64_t last;
-    TIMER_CAPTURE(CLOCK, CC_NOW) = 1;
-    last += (uint32_t)(TIMER_CC(CLOCK, CC_NOW) - (uint32_t)last);
+    last += (uint32_t)(clock_read_us() - (uint32_t)last);
     return last;
 }
 
 // Sleep until an interrupt, at most a second. With interrupts off nothing slips in before the wfi, which wakes up anyway.
 static void sleep_us(uint32_t us) {
-    TIMER_CC(CLOCK, CC_WAKE) = (uint32_t)clock_us() + MIN(us, 1000000);
+    wake_set(clock_us(), MIN(us, 1000000));
     __asm volatile ("wfi");
 }
 
 // Wire. Nothing is lost when the ring is full: the interrupt goes off and QEMU keeps the rest for the host.
 
-void uart_irq(void) {
-    while (UART_RXDRDY) {
+static void uart_irq(void) {
+    while (uart_received()) {
         if (ringbuf_free(&rx) == 0) {
-            UART_INTENCLR = UART_INT_RXDRDY;
+            uart_hold();
             return;
         }
-        UART_RXDRDY = 0;
-        uint8_t c = UART_RXD;
+        uint8_t c = uart_take();
         if (c == mp_interrupt_char) {
             mp_sched_keyboard_interrupt();
         } else {
@@ -97,7 +62,7 @@ void uart_irq(void) {
 static int rx_take(void) {
     int c = ringbuf_get(&rx);
     if (c >= 0 && ringbuf_avail(&rx) == 0) {
-        UART_INTENSET = UART_INT_RXDRDY;
+        uart_resume();
     }
     return c;
 }
@@ -116,7 +81,7 @@ int mp_hal_stdin_rx_chr(void) {
 static bool tx_ready(void) {
     static bool stalled;
     for (int tries = stalled ? 1 : 1000 + SPINS; tries > 0; tries--) {
-        if (UART_TXDRDY) {
+        if (uart_ready()) {
             stalled = false;
             return true;
         }
@@ -131,11 +96,8 @@ static bool tx_ready(void) {
 }
 
 mp_uint_t mp_hal_stdout_tx_strn(const char *str, size_t len) {
-    static bool sent; // before the first byte nothing is ever ready
-    for (size_t i = 0; i < len && (!sent || UART_TXDRDY || tx_ready()); i++) {
-        sent = true;
-        UART_TXDRDY = 0;
-        UART_TXD = (uint8_t)str[i];
+    for (size_t i = 0; i < len && (uart_ready() || tx_ready()); i++) {
+        uart_send(str[i]);
     }
     return len;
 }
@@ -159,8 +121,7 @@ mp_uint_t mp_hal_ticks_us(void) {
 }
 
 mp_uint_t mp_hal_ticks_cpu(void) {
-    TIMER_CAPTURE(TICKER, CC_NOW) = 1;
-    return TIMER_CC(TICKER, CC_NOW);
+    return ticker_read();
 }
 
 uint64_t mp_hal_time_ns(void) {
@@ -187,19 +148,7 @@ void board_wait(int timeout_ms) {
     board_irq_restore(state);
 }
 
-// Random numbers, the host's files, the end.
-
-uint32_t board_random(void) {
-    uint32_t value = 0;
-    RANDOM_START = 1;
-    for (int i = 0; i < 4; i++) {
-        RANDOM_READY = 0;
-        while (!RANDOM_READY) {
-        }
-        value = value << 8 | RANDOM_VALUE;
-    }
-    return value;
-}
+// The host's files, random numbers, the end.
 
 intptr_t semihosting(uintptr_t operation, const void *arguments) {
     register uintptr_t r0 __asm__ ("r0") = operation;
@@ -208,12 +157,30 @@ intptr_t semihosting(uintptr_t operation, const void *arguments) {
     return r0;
 }
 
+intptr_t host_open(const char *name, enum file_mode mode) {
+    const uintptr_t arguments[] = {(uintptr_t)name, mode, strlen(name)};
+    return semihosting(SYS_OPEN, arguments);
+}
+
+uint32_t board_random(void) {
+    static intptr_t file; // 0: not open yet
+    uint32_t value;
+    if (file <= 0) {
+        file = host_open("/dev/urandom", FILE_READ);
+    }
+    const uintptr_t arguments[] = {file, (uintptr_t)&value, sizeof(value)};
+    if (file < 0 || semihosting(SYS_READ, arguments) != 0) {
+        mp_raise_OSError(MP_EIO);
+    }
+    return value;
+}
+
 void board_exit(const char *message) {
     while (*message) {
         mp_hal_stdout_tx_strn(message++, 1);
     }
     for (;;) {
-        semihosting(0x18, (void *)0x20023); // SYS_EXIT, internal error
+        semihosting(SYS_EXIT, (void *)0x20023); // internal error
     }
 }
 
@@ -222,3 +189,15 @@ void board_reset(void) {
     for (;;) {
     }
 }
+
+// Vectors: main.c holds what they start with, and 16 + n is the interrupt n.
+
+extern uint32_t _stack_top;
+void Reset_Handler(void);
+void fault_handler(void);
+
+__attribute__((section(".isr_vector"), used)) static void (*const vectors[])(void) = {
+    (void (*)(void))&_stack_top, Reset_Handler, fault_handler, fault_handler,
+    [16 + UART_IRQ] = uart_irq,
+    [16 + WAKE_IRQ] = wake_irq,
+};

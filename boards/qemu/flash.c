@@ -9,10 +9,6 @@
 #include "py/runtime.h"
 
 #define BLOCK_BYTES 4096
-#define BLOCKS 352 // 1,441,792 bytes, what a Pico leaves for files
-
-enum { SYS_OPEN = 0x01, SYS_WRITE = 0x05, SYS_READ = 0x06, SYS_SEEK = 0x0a, SYS_FLEN = 0x0c };
-enum { MODE_UPDATE = 3, MODE_CREATE = 7 }; // "r+b", "w+b"
 
 static intptr_t file; // 0: not open yet
 
@@ -20,11 +16,6 @@ static void check(bool good) {
     if (!good) {
         mp_raise_OSError(MP_EIO);
     }
-}
-
-static intptr_t open_file(uintptr_t mode) {
-    const uintptr_t arguments[] = {(uintptr_t)"flash.bin", mode, strlen("flash.bin")};
-    return semihosting(SYS_OPEN, arguments);
 }
 
 static void transfer(uintptr_t operation, uint32_t offset, const void *data, size_t len) {
@@ -46,15 +37,15 @@ static void open_flash(void) {
     if (file != 0) {
         return;
     }
-    file = open_file(MODE_UPDATE);
+    file = host_open("flash.bin", FILE_UPDATE);
     if (file < 0) {
-        file = open_file(MODE_CREATE);
+        file = host_open("flash.bin", FILE_CREATE);
     }
     check(file > 0);
     const uintptr_t arguments[] = {file};
     // A file that is new, or whose making was cut short, is grown to its full size first.
-    if ((size_t)semihosting(SYS_FLEN, arguments) < BLOCKS * BLOCK_BYTES) {
-        for (uint32_t block = 0; block < BLOCKS; block++) {
+    if ((size_t)semihosting(SYS_FLEN, arguments) < FLASH_BLOCKS * BLOCK_BYTES) {
+        for (uint32_t block = 0; block < FLASH_BLOCKS; block++) {
             erase(block);
         }
     }
@@ -72,7 +63,7 @@ static mp_obj_t access(uintptr_t operation, size_t n_args, const mp_obj_t *args)
             erase((offset + i) / BLOCK_BYTES);
         }
     }
-    check(offset <= BLOCKS * BLOCK_BYTES && buffer.len <= BLOCKS * BLOCK_BYTES - offset);
+    check(offset <= FLASH_BLOCKS * BLOCK_BYTES && buffer.len <= FLASH_BLOCKS * BLOCK_BYTES - offset);
     transfer(operation, offset, buffer.buf, buffer.len);
     return mp_const_none;
 }
@@ -91,7 +82,7 @@ static mp_obj_t flash_ioctl(mp_obj_t operation, mp_obj_t argument) {
     open_flash();
     switch (mp_obj_get_int(operation)) {
         case MP_BLOCKDEV_IOCTL_BLOCK_COUNT:
-            return MP_OBJ_NEW_SMALL_INT(BLOCKS);
+            return MP_OBJ_NEW_SMALL_INT(FLASH_BLOCKS);
         case MP_BLOCKDEV_IOCTL_BLOCK_SIZE:
             return MP_OBJ_NEW_SMALL_INT(BLOCK_BYTES);
         case MP_BLOCKDEV_IOCTL_BLOCK_ERASE:

@@ -1,0 +1,2 @@
+CPU = cortex-m0
+GC_HELPER = gchelper_thumb1

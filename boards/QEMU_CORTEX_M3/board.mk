@@ -1,0 +1,2 @@
+CPU = cortex-m3
+GC_HELPER = gchelper_thumb2
