@@ -6,34 +6,48 @@ written as the mathematical statement, a floor of a quotient, never as the shift
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-MAGIC = 0x504D4C75
-VERSION = 1
-FILE_HEADER = struct.Struct("<I H H I H H 16s 32s 32s")
-SECTION_HEADER = struct.Struct("<H H I")
-IO_SECTION = struct.Struct("<4H f i 4H f i H 2x f")
-TENSOR_ENTRY = struct.Struct("<H B B H H H 2x 4H I I 4x")
-CUT_ENTRY = struct.Struct("<16s H H I I 4H f i 4x")
-PROGRAM_HEADER = struct.Struct("<16s 7I I I H B B 8x")
-RECORD = struct.Struct("<4B 2H 6I 6H 6B 4b 2B H h I")
+from reference_arithmetic import (
+    INT32_MAX,
+    Scale,
+    clamp,
+    log2q,
+    max_abs,
+    mul11,
+    round_half_up,
+    rshift,
+    stochastic_rshift,
+    wq,
+    wrap_int32,
+    xorshift32,
+)
+from reference_forward import FORWARD
+from reference_plan import (
+    ARENA,
+    BUFFER_NAMES,
+    DTYPE_INT8,
+    DTYPE_INT16,
+    FLAG_GATE_DEEPER,
+    FLAG_MASK,
+    FLAG_ONE_SCALE,
+    MODE_APPLY,
+    NOTHING_TO_LEARN,
+    READ_ONLY,
+    ROUND_AWAY,
+    ROUND_SINGLE,
+    SCRATCH,
+    STATE_BYTES,
+    Operand,
+    Plan,
+    Program,
+    Record,
+    parse,
+)
 
-SECTION_REQUIRED = 1
-IO, TENSORS, PROGRAM, CUTS, FROZEN_BLOB, TRAIN_BLOB, STATE_BLOB, SCALES, META = range(1, 10)
-
-INPUT, ARENA, FROZEN, TRAIN, STATE, SCRATCH, TARGET = range(7)
-BUFFER_NAMES = ("INPUT", "ARENA", "FROZEN", "TRAIN", "STATE", "SCRATCH", "TARGET")
-READ_ONLY = (INPUT, FROZEN, TARGET)
-OPERAND_NONE = 0xFFFFFFFF
-
-DTYPE_INT8, DTYPE_INT16 = 1, 2
-MODE_APPLY = 0
-FLAG_MASK, FLAG_GATE_DEEPER = 1, 2
-ROUND_SINGLE = 1
-NOTHING_TO_LEARN = 1
+__all__ = ["Machine", "execute", "parse"]
 
 GAIN_SAMPLES = 16
 GAIN_MAX = 31
@@ -41,224 +55,10 @@ GRADIENT_HEADER = 4
 MANTISSA_MAX = 2047
 EXPONENT_MAX = 8192
 BIAS_MAX = 2**30 - 1
-INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 
-# ---- The file ------------------------------------------------------------------------------------------------------
+# ---- STATE -----------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Operand:
-    buffer: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class Record:
-    op: int
-    mode: int
-    flags: int
-    rounding: int
-    gate: int
-    gain: int
-    operands: tuple[Operand | None, ...]
-    in_h: int
-    in_w: int
-    in_c: int
-    out_h: int
-    out_w: int
-    out_c: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    pad_top: int
-    pad_left: int
-    zero_in: int
-    zero_out: int
-    act_min: int
-    act_max: int
-    w_dtype: int
-    fraction: int
-    scale_mant: int
-    scale_exp: int
-    extra: int
-
-
-@dataclass(frozen=True)
-class Program:
-    name: str
-    sizes: tuple[int, ...]  # by buffer
-    output: Operand | None
-    output_bytes: int
-    kind: int
-    flags: int
-    records: list[Record]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    id: int
-    dtype: int
-    fraction: int
-    flags: int
-    capacity: int
-    active: int
-    shape: tuple[int, ...]
-    offset: int
-    scales: int
-
-
-@dataclass(frozen=True)
-class Cut:
-    name: str
-    program: int
-    record: int
-    operand: Operand | None
-    length: int
-    shape: tuple[int, ...]
-    scale: float
-    zero: int
-
-
-@dataclass(frozen=True)
-class InputOutput:
-    in_shape: tuple[int, ...]
-    in_scale: float
-    in_zero: int
-    out_shape: tuple[int, ...]
-    out_scale: float
-    out_zero: int
-    loss: int
-    loss_scale: float
-
-
-@dataclass
-class Plan:
-    model_id: bytes = b""
-    tag: bytes = b""
-    io: InputOutput | None = None
-    tensors: list[Tensor] = field(default_factory=list)
-    programs: dict[str, Program] = field(default_factory=dict)
-    cuts: list[Cut] = field(default_factory=list)
-    frozen: bytes = b""
-    train: bytes = b""
-    state: bytes = b""
-    scales: bytes = b""
-    meta: bytes = b""
-
-
-def parse(data: bytes) -> Plan:
-    """The plan in the bytes of an .ulm file; ValueError where they are no intact file of this version."""
-    data = bytes(data)
-    if len(data) < FILE_HEADER.size:
-        raise ValueError(f"file: {len(data)} bytes, a header alone has {FILE_HEADER.size}")
-    magic, version, flags, length, sections, zero, model_id, digest, tag = FILE_HEADER.unpack_from(data)
-    if magic != MAGIC:
-        raise ValueError(f"file: magic 0x{magic:08X}, expected 0x{MAGIC:08X}")
-    if version != VERSION:
-        raise ValueError(f"file: version {version}, expected {VERSION}")
-    if flags or zero:
-        raise ValueError("file: unknown flags in the header")
-    if length != len(data):
-        raise ValueError(f"file: {len(data)} bytes, the header says {length}")
-    if hashlib.sha256(data[:32] + bytes(64) + data[96:]).digest() != digest:
-        raise ValueError("file: the hash does not match")
-
-    plan = Plan(model_id=model_id, tag=tag)
-    offset = FILE_HEADER.size
-    count = 0
-    while offset < length:
-        if offset + SECTION_HEADER.size > length:
-            raise ValueError(f"section at {offset}: the file ends in its header")
-        kind, section_flags, size = SECTION_HEADER.unpack_from(data, offset)
-        begin = offset + SECTION_HEADER.size
-        offset = -(-(begin + size) // 8) * 8
-        if offset > length:
-            raise ValueError(f"section of type {kind}: {size} bytes reach beyond the file")
-        if any(data[begin + size : offset]):
-            raise ValueError(f"section of type {kind}: the padding is not zero")
-        _take_section(plan, kind, section_flags, data[begin : begin + size])
-        count += 1
-    if count != sections:
-        raise ValueError(f"file: {count} sections, the header says {sections}")
-    return plan
-
-
-def _take_section(plan: Plan, kind: int, flags: int, value: bytes) -> None:
-    if kind == IO:
-        plan.io = _parse_io(value)
-    elif kind == TENSORS:
-        plan.tensors = [_parse_tensor(entry) for entry in _entries(value, TENSOR_ENTRY, "tensors")]
-    elif kind == PROGRAM:
-        program = _parse_program(value)
-        if program.name in plan.programs:
-            raise ValueError(f"program {program.name}: there are two of this name")
-        plan.programs[program.name] = program
-    elif kind == CUTS:
-        plan.cuts = [_parse_cut(entry) for entry in _entries(value, CUT_ENTRY, "cuts")]
-    elif kind == FROZEN_BLOB:
-        plan.frozen = value
-    elif kind == TRAIN_BLOB:
-        plan.train = value
-    elif kind == STATE_BLOB:
-        if len(value) < STATE_BYTES:
-            raise ValueError(f"state: {len(value)} bytes, expected at least {STATE_BYTES}")
-        plan.state = value
-    elif kind == SCALES:
-        plan.scales = value
-    elif kind == META:
-        plan.meta = value
-    elif flags & SECTION_REQUIRED:
-        raise ValueError(f"section of type {kind}: required and unknown")
-
-
-def _entries(value: bytes, layout: struct.Struct, what: str) -> list[tuple]:
-    if len(value) % layout.size:
-        raise ValueError(f"{what}: {len(value)} bytes are no multiple of {layout.size}")
-    return list(layout.iter_unpack(value))
-
-
-def _name(raw: bytes) -> str:
-    return raw.rstrip(b"\0").decode()
-
-
-def _operand(word: int) -> Operand | None:
-    return None if word == OPERAND_NONE else Operand(word // 2**28, word % 2**28)
-
-
-def _parse_io(value: bytes) -> InputOutput:
-    if len(value) != IO_SECTION.size:
-        raise ValueError(f"io: {len(value)} bytes, expected {IO_SECTION.size}")
-    v = IO_SECTION.unpack(value)
-    return InputOutput(v[0:4], v[4], v[5], v[6:10], v[10], v[11], v[12], v[13])
-
-
-def _parse_tensor(v: tuple) -> Tensor:
-    return Tensor(*v[0:6], v[6:10], v[10], v[11])
-
-
-def _parse_cut(v: tuple) -> Cut:
-    return Cut(_name(v[0]), v[1], v[2], _operand(v[3]), v[4], v[5:9], v[9], v[10])
-
-
-def _parse_program(value: bytes) -> Program:
-    if len(value) < PROGRAM_HEADER.size:
-        raise ValueError(f"program: {len(value)} bytes, its header alone has {PROGRAM_HEADER.size}")
-    v = PROGRAM_HEADER.unpack_from(value)
-    records = [_parse_record(entry) for entry in _entries(value[PROGRAM_HEADER.size :], RECORD, "records")]
-    if len(records) != v[10]:
-        raise ValueError(f"program {_name(v[0])}: {len(records)} records, the header says {v[10]}")
-    return Program(_name(v[0]), v[1:8], _operand(v[8]), v[9], v[11], v[12], records)
-
-
-def _parse_record(v: tuple) -> Record:
-    return Record(*v[0:6], tuple(_operand(word) for word in v[6:12]), *v[12:])
-
-
-# ---- STATE ---------------------------------------------------------------------------------------------------------
-
-STATE_BYTES = 48
 STATE_FIELDS = {  # name: offset and struct code
     "rng": (0, "I"),
     "step": (4, "I"),
@@ -319,7 +119,7 @@ def set_gate(state: bytearray, index: int, value: int) -> None:
     state[get_state(state, "gates") + index] = value
 
 
-# ---- Arithmetic ----------------------------------------------------------------------------------------------------
+# ---- One board -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -328,91 +128,6 @@ class Gradient:
 
     exponent: int
     mantissas: list[int]
-
-
-def clamp(value: int, low: int, high: int) -> int:
-    return max(low, min(high, value))
-
-
-def round_half_up(numerator: int, denominator: int) -> int:
-    """floor(numerator / denominator + 1/2) for a denominator above 0"""
-    return (2 * numerator + denominator) // (2 * denominator)
-
-
-def max_abs(values: Sequence[int]) -> int:
-    return max((abs(value) for value in values), default=0)
-
-
-def wrap_int32(value: int) -> int:
-    """The number from -2^31 to 2^31 - 1 that equals value mod 2^32."""
-    return (value + 2**31) % 2**32 - 2**31
-
-
-def rshift(p: int, s: int) -> int:
-    """p / 2^s rounded half up; 0 for s > 30; for s <= 0 saturated to +-2^30."""
-    if s > 30:
-        return 0
-    if s <= 0:
-        return clamp(p * 2**-s, -(2**30), 2**30)
-    return round_half_up(p, 2**s)
-
-
-def wq(weight: int, fraction: int) -> int:
-    """The weight that layers compute with: weight / 2^fraction, rounded half up. int8 weights have fraction 0."""
-    return round_half_up(weight, 2**fraction)
-
-
-def requantise(acc: int, multiplier: int, shift: int, rounding: int) -> int:
-    """floor((acc * multiplier + 2^(30 - shift)) / 2^(31 - shift)), saturated to 32 bits"""
-    if rounding != ROUND_SINGLE:
-        raise ValueError(f"rounding {rounding} is refused, expected {ROUND_SINGLE}")
-    shift = clamp(shift, -31, 30)
-    return clamp((acc * multiplier + 2 ** (30 - shift)) // 2 ** (31 - shift), INT32_MIN, INT32_MAX)
-
-
-def log2q(value: int) -> int:
-    """1024 * log2(value), cut off, from the 16 leading bits of the value: ten squarings, one bit each."""
-    n = value.bit_length() - 1
-    x = value * 2**15 // 2**n
-    result = n
-    for _ in range(10):
-        x = x * x // 2**15
-        bit = x // 2**16
-        x = x // 2 if bit else x
-        result = 2 * result + bit
-    return result
-
-
-def mul11(a: int, b: int) -> tuple[int, int]:
-    """(m, e) with a * b ~ m * 2^e and m in 1024..2047, for a and b in 1024..2047; (0, 0) where one of them is 0."""
-    product = a * b
-    if product == 0:
-        return 0, 0
-    exponent = 11 if product >= 2**21 else 10
-    mantissa = round_half_up(product, 2**exponent)
-    if mantissa == 2048:
-        return 1024, exponent + 1
-    return mantissa, exponent
-
-
-def xorshift32(x: int) -> int:
-    x ^= x * 2**13 % 2**32
-    x ^= x // 2**17
-    x ^= x * 2**5 % 2**32
-    return x
-
-
-def stochastic_rshift(p: int, s: int, r: int) -> int:
-    """p / 2^s, rounded up with a probability equal to the fraction that is cut off; r is uniform in 0..2^32 - 1."""
-    if s <= 0:
-        return rshift(p, s)
-    if s > 30:
-        p //= 2 ** min(s - 30, 31)
-        s = 30
-    return (p + r // 2 ** (32 - s)) // 2**s
-
-
-# ---- One board -----------------------------------------------------------------------------------------------------
 
 
 class Machine:
@@ -511,6 +226,15 @@ class Machine:
         flat = [wq(w, fraction) for w in self.read(record.operands[2], code, record.out_c * record.in_c)]
         return [flat[n * record.in_c : (n + 1) * record.in_c] for n in range(record.out_c)]
 
+    def read_scales(self, record: Record) -> list[Scale]:
+        """Multiplier and shift, operands 4 and 5, by output channel; with ONE_SCALE the same one for all of them."""
+        count = 1 if record.flags & FLAG_ONE_SCALE else record.out_c
+        upper = self.read(record.operands[4], "i", count)
+        lower = self.read(record.operands[4], "i", count, 4 * count) if record.rounding == ROUND_AWAY else [0] * count
+        shift = self.read(record.operands[5], "b", count)
+        scales = [Scale(upper[n], lower[n], shift[n], record.rounding) for n in range(count)]
+        return scales * record.out_c if record.flags & FLAG_ONE_SCALE else scales
+
 
 def _as_bytes(values: bytes) -> bytes:
     return bytes(memoryview(values).cast("B"))
@@ -550,20 +274,21 @@ def gate_is_on(state: bytes | bytearray, record: Record) -> bool:
     return any(gates)
 
 
-# ---- The records ---------------------------------------------------------------------------------------------------
+# ---- The records -----------------------------------------------------------------------------------------------------
 
 
 def dense(machine: Machine, record: Record) -> None:
     """y[n] = clamp(round(bias[n] + sum_k (x[k] - zero_in) * wq(w[n][k])) + zero_out, act_min, act_max)"""
+    if record.rounding not in (ROUND_SINGLE, ROUND_AWAY):
+        raise ValueError(f"dense: rounding {record.rounding}, expected {ROUND_SINGLE} or {ROUND_AWAY}")
     x = machine.read(record.operands[0], "b", record.in_c)
     weights = machine.read_layer_weights(record)
     bias = machine.read(record.operands[3], "i", record.out_c)
-    multiplier = machine.read(record.operands[4], "i", record.out_c)
-    shift = machine.read(record.operands[5], "b", record.out_c)
+    scales = machine.read_scales(record)
     y = []
     for n in range(record.out_c):
         exact = bias[n] + sum((x[k] - record.zero_in) * weights[n][k] for k in range(record.in_c))
-        rounded = requantise(wrap_int32(exact), multiplier[n], shift[n], record.rounding)
+        rounded = scales[n].round(wrap_int32(exact))
         y.append(clamp(rounded + record.zero_out, record.act_min, record.act_max))
     machine.write(record.operands[1], "b", y)
 
@@ -726,5 +451,6 @@ RECORDS: dict[int, Callable[[Machine, Record], None]] = {
     DENSE_BACK: dense_back,
     UPDATE_WEIGHT: update_weight,
     UPDATE_BIAS: update_bias,
+    **FORWARD,
 }
 BACKWARD = (DENSE_BACK, UPDATE_WEIGHT, UPDATE_BIAS)

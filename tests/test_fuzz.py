@@ -25,7 +25,7 @@ from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, compile_plan
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = [ROOT / "ulab_kernels" / name for name in ("ul_core.c", "ul_dense.c", "ul_loss.c")]
+CORE = sorted((ROOT / "ulab_kernels").glob("ul_*.c"))
 DRIVER = Path(__file__).with_name("sanitized") / "driver.c"
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

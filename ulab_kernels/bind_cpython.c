@@ -1,4 +1,4 @@
-// ulab_kernels for CPython: run(program, table, first, count[, index]), as on a board.
+// ulab_kernels for CPython: run(program, table, first, count[, index[, base]]), as on a board.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -6,10 +6,11 @@
 #include "ul_index.h"
 
 static const char run_doc[] =
-    "run(program, table, first, count[, index]) -> records done, or a negative UL_E_ code.\n\n"
+    "run(program, table, first, count[, index[, base]]) -> records done, or a negative UL_E_ code.\n\n"
     "program: bytes-like, a PROGRAM section, aligned to 4 bytes. table: 7 bytes-like objects (or None) in the order\n"
     "of UL_BUF_*; ARENA, TRAIN, STATE and SCRATCH must be writable. Without index, INPUT and TARGET hold one sample\n"
-    "exactly; with it, they are arrays of samples of which the index-th is used.";
+    "exactly; with it (from 0 on), they are arrays of samples of which the index-th is used. With base, FROZEN holds only\n"
+    "what these records need of it, from that byte on; nobody checks that.";
 
 static int writable(int buffer) {
     return buffer == UL_BUF_ARENA || buffer == UL_BUF_TRAIN || buffer == UL_BUF_STATE || buffer == UL_BUF_SCRATCH;
@@ -21,7 +22,8 @@ static PyObject *run(PyObject *self, PyObject *args) {
     PyObject *sequence;
     unsigned int first, count;
     int index = -1;
-    if (!PyArg_ParseTuple(args, "y*OII|i", &program, &sequence, &first, &count, &index)) {
+    Py_ssize_t base = -1;
+    if (!PyArg_ParseTuple(args, "y*OII|in", &program, &sequence, &first, &count, &index, &base)) {
         return NULL;
     }
     PyObject *result = NULL;
@@ -39,14 +41,18 @@ static PyObject *run(PyObject *self, PyObject *args) {
     for (int b = 0; b < UL_BUFFERS; b++) {
         PyObject *const item = PySequence_Fast_GET_ITEM(items, b);
         views[b].obj = NULL;
-        table[b] = (ul_buffer){NULL, 0};
+        table[b] = (ul_buffer){NULL, 0, 0, 0};
         if (item != Py_None) {
             if (PyObject_GetBuffer(item, &views[b], writable(b) ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) {
                 goto done;
             }
-            table[b] = (ul_buffer){views[b].buf, (size_t)views[b].len};
+            table[b] = (ul_buffer){views[b].buf, (size_t)views[b].len, 0, 0};
         }
         opened++;
+    }
+    if (base >= 0) {
+        table[UL_BUF_FROZEN].base = (size_t)base;
+        table[UL_BUF_FROZEN].is_part = 1;
     }
     int32_t code = ul_index(program.buf, (size_t)program.len, table, index);
     if (code == 0) {

@@ -1,4 +1,4 @@
-// ulab_kernels for MicroPython: run(program, table, first, count[, index]), from one file as a user C module (built
+// ulab_kernels for MicroPython: run(program, table, first, count[, index[, base]]), from one file as a user C module (built
 // into a firmware, beside ulab) and as a native module (MICROPY_ENABLE_DYNRUNTIME). See bind_cpython.c for the face.
 #include "ul_core.h"
 #include "ul_index.h"
@@ -27,6 +27,8 @@ static mp_obj_t run(size_t n_args, const mp_obj_t *args) {
     for (int b = 0; b < UL_BUFFERS; b++) {
         table[b].data = NULL;
         table[b].bytes = 0;
+        table[b].base = 0;
+        table[b].is_part = 0;
         if (items[b] != mp_const_none) {
             mp_buffer_info_t info;
             mp_get_buffer_raise(items[b], &info, writable(b) ? MP_BUFFER_RW : MP_BUFFER_READ);
@@ -35,6 +37,10 @@ static mp_obj_t run(size_t n_args, const mp_obj_t *args) {
         }
     }
     const int32_t index = n_args > 4 ? (int32_t)mp_obj_get_int(args[4]) : -1;
+    if (n_args > 5) {
+        table[UL_BUF_FROZEN].base = (size_t)mp_obj_get_int(args[5]);
+        table[UL_BUF_FROZEN].is_part = 1;
+    }
     int32_t code = ul_index(program.buf, program.len, table, index);
     if (code == 0) {
         code = ul_run(program.buf, program.len, table, (uint32_t)mp_obj_get_int(args[2]),
@@ -45,7 +51,7 @@ static mp_obj_t run(size_t n_args, const mp_obj_t *args) {
 
 #if defined(MICROPY_ENABLE_DYNRUNTIME)
 
-static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(run_obj, 4, 5, run);
+static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(run_obj, 4, 6, run);
 
 mp_obj_t mpy_init(mp_obj_fun_bc_t *self, size_t n_args, size_t n_kw, mp_obj_t *args) {
     MP_DYNRUNTIME_INIT_ENTRY
@@ -55,7 +61,7 @@ mp_obj_t mpy_init(mp_obj_fun_bc_t *self, size_t n_args, size_t n_kw, mp_obj_t *a
 
 #else
 
-static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(run_obj, 4, 5, run);
+static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(run_obj, 4, 6, run);
 
 static const mp_rom_map_elem_t globals_table[] = {
     {MP_ROM_QSTR(MP_QSTR___name__), MP_ROM_QSTR(MP_QSTR_ulab_kernels)},

@@ -43,6 +43,26 @@ static int32_t run_record(const ul_buffer *table, const ul_record *r) {
         ul_update_weight(table, r);
     } else if (r->op == UL_OP_UPDATE_BIAS) {
         ul_update_bias(table, r);
+    } else if (r->op == UL_OP_CONV) {
+        ul_conv(table, r);
+    } else if (r->op == UL_OP_DEPTHWISE) {
+        ul_depthwise(table, r);
+    } else if (r->op == UL_OP_AVERAGE_POOL || r->op == UL_OP_MAX_POOL) {
+        ul_pool(table, r);
+    } else if (r->op == UL_OP_MEAN) {
+        ul_mean(table, r);
+    } else if (r->op == UL_OP_ADD) {
+        ul_add(table, r);
+    } else if (r->op == UL_OP_MUL) {
+        ul_mul(table, r);
+    } else if (r->op == UL_OP_PAD) {
+        ul_pad(table, r);
+    } else if (r->op == UL_OP_COPY) {
+        ul_copy(table, r);
+    } else if (r->op == UL_OP_TABLE) {
+        ul_table(table, r);
+    } else if (r->op == UL_OP_SOFTMAX) {
+        ul_softmax(table, r);
     } else {
         return UL_E_RECORD;
     }
@@ -61,7 +81,7 @@ int32_t ul_run(const void *program, size_t bytes, const ul_buffer table[UL_BUFFE
         return UL_E_RANGE;
     }
     for (int b = 0; b < UL_BUFFERS; b++) {
-        if (table[b].bytes < p->sizes[b] || (table[b].data == NULL && p->sizes[b])) {
+        if ((table[b].bytes < p->sizes[b] && !table[b].is_part) || (table[b].data == NULL && p->sizes[b])) {
             return UL_E_BUFFER;
         }
         if (b != UL_BUF_INPUT && b != UL_BUF_TARGET && ((uintptr_t)table[b].data & 3)) {

@@ -32,9 +32,12 @@ typedef struct {
     uint32_t extra;
 } ul_record;
 
+// is_part: data holds only what the records to be run need of the buffer, from its byte `base` on; the caller sees to it.
 typedef struct {
     uint8_t *data;
     size_t bytes;
+    size_t base;
+    int is_part;
 } ul_buffer;
 
 // Runs records [first, first + count) of the program at `program` (its header, then its records; `bytes` of them).

@@ -32,10 +32,7 @@ void ul_dense(const ul_buffer *table, const ul_record *r) {
         w += wide ? 2 * count : count;
         // The sum is bounded by the verifier; a bias is whatever the plan says, so it is added modulo 2^32.
         const int32_t acc = (int32_t)((uint32_t)sum + (uint32_t)bias[n]);
-        const int32_t scaled = ul_round_single(acc, multiplier[n], shift[n]);
-        // Clamped before the zero point is added, so that the sum cannot overflow.
-        const int32_t low = r->act_min - r->zero_out, high = r->act_max - r->zero_out;
-        y[n] = (int8_t)(ul_clamp(scaled, low, high) + r->zero_out);
+        y[n] = ul_channel_code(r, acc, multiplier, shift, n * ul_scale_step(r));
     }
 }
 

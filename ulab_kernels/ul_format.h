@@ -1,8 +1,8 @@
 // The plan format, version 1, and the arithmetic of its records.
 //
 // This header is the one definition of every number that a plan (.ulm) is made of. The Python side is generated
-// from its #define lines (python -m ulearn_host.layout: host/ulearn_host/numbers.py, and const() lines on the device), so a line here is
-// `#define UL_NAME number` and nothing cleverer. Everything is little-endian; every offset is in bytes.
+// from its #define lines (python -m ulearn_host.layout: host/ulearn_host/numbers.py, and const() lines on the device), so
+// a line here is `#define UL_NAME number` and nothing cleverer. Everything is little-endian; every offset is in bytes.
 //
 // FILE     header, then sections in ascending order of file offset, until the header's length is reached.
 // SECTION  u16 type, u16 flags (bit 0: a reader must understand it), u32 length, value, zeros up to a multiple of 8.
@@ -64,6 +64,7 @@
 #define UL_DTYPE_INT8 1
 #define UL_DTYPE_INT16 2
 #define UL_DTYPE_INT32 3
+#define UL_DTYPE_UINT8 4 // of a record only: an int8 weight + 128
 #define UL_TENSOR_SHARED 1
 #define UL_TENSOR_PERSONAL 2 // refused in version 1
 #define UL_TENSOR_RESIDUAL 4 // refused in version 1
@@ -143,7 +144,7 @@
 #define UL_R_ZERO_OUT 51  // i8
 #define UL_R_ACT_MIN 52   // i8
 #define UL_R_ACT_MAX 53   // i8
-#define UL_R_W_DTYPE 54   // u8: UL_DTYPE_INT8 or UL_DTYPE_INT16
+#define UL_R_W_DTYPE 54   // u8: UL_DTYPE_INT8, UL_DTYPE_INT16 or UL_DTYPE_UINT8
 #define UL_R_FRACTION 55  // u8, fraction bits of int16 weights, 0..7
 #define UL_R_SCALE_MANT 56 // u16
 #define UL_R_SCALE_EXP 58  // i16
@@ -156,19 +157,29 @@
 
 #define UL_FLAG_MASK 1        // pass no gradient where the stored activation equals act_min
 #define UL_FLAG_GATE_DEEPER 2 // run when the gate or any gate after it is on
+#define UL_FLAG_FULL_RANGE 4  // CONV and DEPTHWISE: a weight is -128, so two products do not fit into 16 bits
+#define UL_FLAG_ONE_SCALE 8   // CONV, DEPTHWISE, DENSE: multiplier i32[1] (with AWAY i32[2]) and shift i8[1] serve all
 
-#define UL_ROUND_NONE 0
+// Roundings. In all of them shift is first cut to -31..30, and the result saturates to 32 bits.
+#define UL_ROUND_NONE 0 // of records that scale nothing
 #define UL_ROUND_SINGLE 1 // floor((acc * multiplier + 2^(30 - shift)) / 2^(31 - shift)), one 64-bit rounding
-#define UL_ROUND_DOUBLE 2 // gemmlowp's two roundings; refused in version 1
+// gemmlowp's two roundings. left = max(shift, 0), right = max(-shift, 0); a = acc * 2^left (mod 2^32, as signed);
+// h = floor((a * multiplier + 2^30) / 2^31), saturated to 32 bits; then h / 2^right, halves away from zero.
+#define UL_ROUND_DOUBLE 2
+// One rounding, halves away from zero, of a finer multiplier: i32[2N], N upper parts, then N lower ones (mod 2^16).
+// a = |acc|, at most 2^31 - 1; P = a * upper + floor(a * lower / 2^16);
+// sign(acc) * floor((P + 2^(30 - shift)) / 2^(31 - shift)), its size at most 2^31 - 1.
+#define UL_ROUND_AWAY 3
 
 // The records. K = in_c, N = out_c. wq(w) is w itself for int8 weights and (w + 2^(f-1)) >> f for int16 with f
 // fraction bits. rshift(p, s), rounding half up: s in 1..30: (p + 2^(s-1)) >> s (exactly, no overflow); s > 30: 0;
 // s <= 0: p * 2^-s, saturated to +-2^30. bitlen(0) = 0.
 //
-// DENSE: 0 x int8[K], 1 y int8[N], 2 weights [N][K], 3 bias i32[N], 4 multiplier i32[N], 5 shift i8[N]
+// DENSE: 0 x int8[K], 1 y int8[N], 2 weights [N][K], 3 bias i32[N], 4 multiplier i32[N], 5 shift i8[N]; SINGLE or AWAY
 //   acc = bias[n] + sum_k (x[k] - zero_in) * wq(w[n][k])                                   (mod 2^32)
 //   y[n] = clamp(round(acc, multiplier[n], shift[n]) + zero_out, act_min, act_max); shift is cut to -31..30 and
 //   the rounded value saturates to 32 bits.
+//   ONE_SCALE may be set.
 #define UL_OP_DENSE 1
 // RELU: 0 x int8[K], 1 y int8[K]. y = clamp(x, act_min, act_max). x and y may be the same.
 #define UL_OP_RELU 2
@@ -217,12 +228,69 @@
 //   as clipped. m and s as in UPDATE_WEIGHT.
 #define UL_OP_UPDATE_BIAS 7
 
+
+// Operators of imported networks. x[i][j][c] with c fastest; "inside" means 0 <= i < in_h and 0 <= j < in_w.
+//
+// CONV: 0 x int8[in_h][in_w][in_c], 1 y int8[out_h][out_w][N], 2 weights u8[N][R], 3 bias i32[N],
+//   4 multiplier i32[N], 5 shift i8[N]; N = out_c, K = kernel_h * kernel_w * in_c, R = K rounded up to a multiple of 4.
+//   A weight is its byte - 128 (w_dtype UINT8); bytes behind the K-th of a row have no say. Where one is 0, FULL_RANGE is set.
+//   Operand 3 is the network's bias less what the input's zero point contributes: - zero_in * (sum of the row's weights).
+//   acc = bias[n] + sum over the kernel of x[i][j][c] * w[n][ki][kj][c]                     (mod 2^32)
+//   at i = oi * stride_h - pad_top + ki, j = oj * stride_w - pad_left + kj; x is zero_in where not inside.
+//   y = clamp(round(acc, multiplier[n], shift[n]) + zero_out, act_min, act_max), with any of the roundings; the sum with
+//   zero_out does not wrap. A fully connected layer has in_h = out_h = 1, in_w = out_w rows, kernel and stride 1.
+//   SCRATCH: P positions at a time, 1 where the output has one, else 2; extra = chunk | block << 16: inputs of `chunk`
+//   taps (a multiple of 4, 4..R), sums of `block` channels (1..N; N where chunk < R): P * (2 * chunk + 4 * block) bytes.
+//   y may start where x starts when kernel and stride are 1, nothing is padded and N <= in_c, or out_h = out_w = 1.
+#define UL_OP_CONV 16
+// DEPTHWISE: as CONV with DOUBLE rounding; 2 weights int8[N][kernel_h][kernel_w], none is -128 without FULL_RANGE; channel
+//   n reads the input channel n / m alone, N = m * in_c.
+//   SCRATCH: extra = band, an even number of output rows at a time: 4 * A * B + 4 * band * out_w + 4 * kernel_h * kernel_w
+//   bytes with A = (band / 2 - 1) * stride_h + max(kernel_h, stride_h), B = (out_w - 1) * stride_w + kernel_w.
+//   y may start where x starts when both have the same shape and band >= out_h.
+#define UL_OP_DEPTHWISE 17
+// AVERAGE_POOL, MAX_POOL: 0 x int8[in_h][in_w][in_c], 1 y int8[out_h][out_w][in_c]; out_c = in_c; kernel, stride, padding
+//   as in CONV, only cells inside count, and there is one at least. Average: S = their sum, n = their number;
+//   y = clamp(S / n, act_min, act_max), halves away from zero. Max: y = clamp(the largest, act_min, act_max).
+#define UL_OP_AVERAGE_POOL 18
+#define UL_OP_MAX_POOL 19
+// MEAN: 0 x int8[in_h][in_w][in_c], 1 y int8[in_c], 2 parameters i32[2]: multiplier, shift
+//   y = clamp(round(sum over i, j of (x[i][j][c] - zero_in), multiplier, shift) + zero_out, act_min, act_max), DOUBLE.
+#define UL_OP_MEAN 20
+// ADD: 0 a int8[n], 1 y int8[n], 2 b int8[extra], 3 parameters i32[7]: zero_b, multiplier and shift of a, of b, of the sum
+//   n = in_h * in_w * in_c; b repeats: b[i mod extra]; zero_b is cut to -128..127; DOUBLE rounding.
+//   s = round((a[i] - zero_in) * 2^20, of a) + round((b - zero_b) * 2^20, of b)
+//   y = clamp(round(s, of the sum) + zero_out, act_min, act_max)
+//   SCRATCH: 4 * ADD_BLOCK bytes. y may start where a starts, or where b starts if extra = n.
+#define UL_OP_ADD 21
+#define UL_ADD_BLOCK 64
+// MUL: as ADD, without SCRATCH; parameters i32[3]: zero_b, multiplier, shift
+//   y = clamp(round((a[i] - zero_in) * (b - zero_b), multiplier, shift) + zero_out, act_min, act_max)
+#define UL_OP_MUL 22
+// PAD: 0 x int8[in_h][in_w][in_c], 1 y int8[out_h][out_w][out_c]: x at row pad_top, column pad_left, channel extra of y,
+//   where it fits in whole, and zero_in everywhere else.
+#define UL_OP_PAD 23
+// COPY: 0 x int8[in_h][in_w * in_c], 1 y int8[in_h][out_w * out_c]: each row of x to the bytes from extra on of y's row,
+//   where it fits in whole; the rest of y stays.
+#define UL_OP_COPY 24
+// TABLE: 0 x int8[n], 1 y int8[n], 2 table int8[256]; n = in_h * in_w * in_c: y = table[x + 128]. In place if need be.
+#define UL_OP_TABLE 25
+// SOFTMAX: 0 x int8[in_h * in_w][in_c], 1 y int8 of the same shape, 2 table i32[extra] of exp, * 2^31; each row by itself.
+//   high(a, b) = floor((a * b + 2^30) / 2^31), saturated; part(a, n) = a / 2^n, halves away from zero.
+//   d[c] = max(row) - x[c]; where d[c] >= extra, y = -128, and it counts no further; e[c] = table[d[c]]
+//   S = sum of part(e[c], 12), each rounded (mod 2^32, unsigned); z = leading zeros of S in 32 bits
+//   All y of the row are -128 where S = 0 or z < 4. h = floor(S * 2^z / 2); r = 1515870810 + high(h, -1010580540);
+//   three times r = r + saturate(4 * high(r, 2^29 - high(h, r))); r = saturate(2 * r)
+//   y[c] = clamp(part(high(r, e[c]), 35 - z) - 128, -128, 127). 1 <= in_c < 8192; in place if need be.
+#define UL_OP_SOFTMAX 26
+
 #define UL_GRADIENT_HEADER 4
 #define UL_MANTISSA_MAX 2047
 #define UL_WEIGHT_MAX 32768 // of an int16 weight: wq lies within +-(this >> fraction), what bounds are computed with
 #define UL_BIAS_MAX 1073741823
 #define UL_CLASSES_MAX 8192
 #define UL_RECORDS_MAX 1024
+#define UL_PRODUCTS_MAX 1073741824 // of weights or cells with inputs in one program: a plan must come to an end
 
 // What a run answers: the number of records done, or one of these.
 #define UL_E_BUFFER -1    // a buffer is missing or smaller than the program needs

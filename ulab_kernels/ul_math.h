@@ -80,16 +80,9 @@ static inline void ul_product(int32_t a, int32_t b, int32_t *high, uint32_t *low
     *high = ah * bh + (p >> 16) + (q >> 16) + (middle >> 16);
 }
 
-// UL_ROUND_SINGLE: floor((acc * multiplier + 2^(30 - shift)) / 2^(31 - shift)), saturated to 32 bits.
-static inline int32_t ul_round_single(int32_t acc, int32_t multiplier, int32_t shift) {
-    const int32_t s = 31 - ul_clamp(shift, -31, 30); // 1..62
-#if defined(UL_HAVE_LONG_MULTIPLY)
-    const int64_t v = ((int64_t)acc * multiplier + ((int64_t)1 << (s - 1))) >> s;
-    return v > INT32_MAX ? INT32_MAX : v < INT32_MIN ? INT32_MIN : (int32_t)v;
-#else
-    int32_t high;
-    uint32_t low;
-    ul_product(acc, multiplier, &high, &low);
+#if !defined(UL_HAVE_LONG_MULTIPLY)
+// (high:low + 2^(s-1)) >> s, saturated to 32 bits; s in 1..62.
+static inline int32_t ul_narrow(int32_t high, uint32_t low, int32_t s) {
     if (s > 32) {
         return (high >> (s - 32)) + ((high >> (s - 33)) & 1);
     }
@@ -104,7 +97,67 @@ static inline int32_t ul_round_single(int32_t acc, int32_t multiplier, int32_t s
     }
     const int32_t v = (int32_t)(((uint32_t)high << (32 - s)) | (low >> s));
     return v == INT32_MAX && half ? INT32_MAX : v + (int32_t)half;
+}
 #endif
+
+// floor((acc * multiplier + more + 2^(30 - shift)) / 2^(31 - shift)), saturated to 32 bits.
+static inline int32_t ul_round_sum(int32_t acc, int32_t multiplier, uint32_t more, int32_t shift) {
+    const int32_t s = 31 - ul_clamp(shift, -31, 30); // 1..62
+#if defined(UL_HAVE_LONG_MULTIPLY)
+    const int64_t v = ((int64_t)acc * multiplier + more + ((int64_t)1 << (s - 1))) >> s;
+    return v > INT32_MAX ? INT32_MAX : v < INT32_MIN ? INT32_MIN : (int32_t)v;
+#else
+    int32_t high;
+    uint32_t low;
+    ul_product(acc, multiplier, &high, &low);
+    low += more;
+    return ul_narrow(high + (low < more), low, s);
+#endif
+}
+
+// UL_ROUND_SINGLE.
+static inline int32_t ul_round_single(int32_t acc, int32_t multiplier, int32_t shift) {
+    return ul_round_sum(acc, multiplier, 0, shift);
+}
+
+// UL_ROUND_AWAY.
+static inline int32_t ul_round_away(int32_t acc, int32_t upper, int32_t lower, int32_t shift) {
+    const uint32_t size = ul_abs(acc) > INT32_MAX ? INT32_MAX : ul_abs(acc);
+    const uint32_t fine = (uint32_t)lower & 0xFFFF;
+    const uint32_t more = (size >> 16) * fine + (((size & 0xFFFF) * fine) >> 16);
+    const int32_t v = ul_round_sum((int32_t)size, upper, more, shift);
+    return acc < 0 ? -ul_clamp(v, -INT32_MAX, INT32_MAX) : v;
+}
+
+// h / 2^right, halves away from zero; right in 0..31.
+static inline int32_t ul_divide_by_power(int32_t h, int32_t right) {
+    const uint32_t mask = ((uint32_t)1 << right) - 1;
+    const uint32_t rest = (uint32_t)h & mask;
+    return (h >> right) + (rest > (mask >> 1) + (h < 0));
+}
+
+// UL_ROUND_DOUBLE.
+static inline int32_t ul_round_double(int32_t acc, int32_t multiplier, int32_t shift) {
+    shift = ul_clamp(shift, -31, 30);
+    const int32_t a = shift > 0 ? (int32_t)((uint32_t)acc << shift) : acc;
+    int32_t h;
+#if defined(UL_HAVE_LONG_MULTIPLY)
+    const int64_t v = ((int64_t)a * multiplier + ((int64_t)1 << 30)) >> 31;
+    h = v > INT32_MAX ? INT32_MAX : (int32_t)v;
+#else
+    uint32_t low;
+    ul_product(a, multiplier, &h, &low);
+    const uint32_t sum = low + ((uint32_t)1 << 30);
+    h += sum < low;
+    h = h >= (int32_t)1 << 30 ? INT32_MAX : (int32_t)((uint32_t)h << 1 | sum >> 31);
+#endif
+    return shift < 0 ? ul_divide_by_power(h, -shift) : h;
+}
+
+// Either of the roundings with a multiplier of 32 bits.
+static inline int32_t ul_round(int32_t acc, int32_t multiplier, int32_t shift, int32_t rounding) {
+    return rounding == UL_ROUND_DOUBLE ? ul_round_double(acc, multiplier, shift)
+                                       : ul_round_single(acc, multiplier, shift);
 }
 
 // floor(n * 2^bits / d) and what is left over, for n <= d < 2^31: one bit a turn.
@@ -137,6 +190,11 @@ static inline int32_t ul_log2q10(uint32_t v) {
         }
     }
     return result;
+}
+
+// floor((a * b + 2^30) / 2^31), saturated: a product of numbers that stand for a / 2^31.
+static inline int32_t ul_high_product(int32_t a, int32_t b) {
+    return ul_round_double(a, b, 0);
 }
 
 static inline uint32_t ul_xorshift32(uint32_t x) {

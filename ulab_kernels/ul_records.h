@@ -23,7 +23,8 @@ typedef struct {
 
 static inline void *ul_operand(const ul_buffer *table, const ul_record *r, int index) {
     const uint32_t operand = r->operand[index];
-    return table[operand >> 28].data + (operand & 0x0FFFFFFF);
+    const ul_buffer *const buffer = &table[operand >> 28];
+    return buffer->data + ((operand & 0x0FFFFFFF) - buffer->base);
 }
 
 static inline ul_state *ul_state_of(const ul_buffer *table) {
@@ -39,6 +40,25 @@ static inline int32_t ul_half(int32_t fraction) {
     return ((int32_t)1 << fraction) >> 1;
 }
 
+// A rounded sum as an output code: clamped before the zero point is added, so that the sum cannot overflow.
+static inline int8_t ul_code(const ul_record *r, int32_t scaled) {
+    return (int8_t)(ul_clamp(scaled, r->act_min - r->zero_out, r->act_max - r->zero_out) + r->zero_out);
+}
+
+// From one channel's multiplier and shift to the next one's.
+static inline uint32_t ul_scale_step(const ul_record *r) {
+    return r->flags & UL_FLAG_ONE_SCALE ? 0 : 1;
+}
+
+// The code of a channel's sum; n: its entry of multiplier and shift. Behind them lie the lower parts of finer ones.
+static inline int8_t ul_channel_code(const ul_record *r, int32_t acc, const int32_t *multiplier, const int8_t *shift,
+    uint32_t n) {
+    const int32_t scaled = r->rounding == UL_ROUND_AWAY
+        ? ul_round_away(acc, multiplier[n], multiplier[(ul_scale_step(r) ? r->out_c : 1u) + n], shift[n])
+        : ul_round(acc, multiplier[n], shift[n], r->rounding);
+    return ul_code(r, scaled);
+}
+
 void ul_dense(const ul_buffer *table, const ul_record *r);
 void ul_relu(const ul_buffer *table, const ul_record *r);
 int32_t ul_softmax_ce(const ul_buffer *table, const ul_record *r);
@@ -46,5 +66,15 @@ void ul_mse(const ul_buffer *table, const ul_record *r);
 void ul_dense_back(const ul_buffer *table, const ul_record *r);
 void ul_update_weight(const ul_buffer *table, const ul_record *r);
 void ul_update_bias(const ul_buffer *table, const ul_record *r);
+void ul_conv(const ul_buffer *table, const ul_record *r);
+void ul_depthwise(const ul_buffer *table, const ul_record *r);
+void ul_pool(const ul_buffer *table, const ul_record *r);
+void ul_mean(const ul_buffer *table, const ul_record *r);
+void ul_add(const ul_buffer *table, const ul_record *r);
+void ul_mul(const ul_buffer *table, const ul_record *r);
+void ul_pad(const ul_buffer *table, const ul_record *r);
+void ul_copy(const ul_buffer *table, const ul_record *r);
+void ul_table(const ul_buffer *table, const ul_record *r);
+void ul_softmax(const ul_buffer *table, const ul_record *r);
 
 #endif

@@ -1,5 +1,36 @@
 # What MicroPython has and CPython lacks. The compiler of MicroPython folds `_NAME = const(...)` and keeps no name.
+import gc
+import sys
+
 try:
     from micropython import const
 except ImportError:
     const = int
+
+
+try:
+    from uctypes import addressof
+except ImportError:
+
+    def addressof(view):
+        import numpy as np
+
+        return np.frombuffer(view, dtype=np.uint8).ctypes.data
+
+
+_ON_BOARD = sys.implementation.name == "micropython"
+
+
+def collect():
+    # A collection makes a board's allocator begin at the bottom of the heap again; CPython has no use for one.
+    if _ON_BOARD:
+        gc.collect()
+
+
+def forget(name):
+    # Drops a module of this package that has done its work, so that a board has its code's memory back.
+    if _ON_BOARD:
+        module = sys.modules.pop("ulearn." + name, None)
+        package = sys.modules["ulearn"]
+        if module is not None and getattr(package, name, None) is module:
+            delattr(package, name)

@@ -2,9 +2,8 @@ import struct
 from array import array
 
 from ._executor import run as best_run
-from .compat import const
+from .compat import addressof, collect, const, forget
 from .plan import read
-from .verify import verify
 
 _SECTION_IO = const(1)
 _SECTION_TENSORS = const(2)
@@ -15,6 +14,7 @@ _SECTION_STATE = const(7)
 _SECTION_META = const(9)
 _BUF_INPUT = const(0)
 _BUF_ARENA = const(1)
+_BUF_FROZEN = const(2)
 _BUF_SCRATCH = const(5)
 _BUF_TARGET = const(6)
 _LOSS_SOFTMAX_CE = const(1)
@@ -27,6 +27,7 @@ _KIND_TRAIN = const(2)
 _CUT_BYTES = const(48)
 _ID_BYTES = const(16)
 _E_BUFFER = const(-1)
+_ARENA_MAX = const(16777216)
 
 _SEQUENCES = (list, tuple)  # made once: a tuple in a call would be allocated at every step
 
@@ -40,9 +41,25 @@ _FAULTS = {
 }
 
 
-def load(source, run=None):
+def load(source, run=None, frozen="auto"):
     # `source`: the path of a plan or the plan's bytes; raises ValueError that names the file and the fault.
-    model = Model(read(source), run or best_run)
+    # `frozen`: where the frozen weights lie: "ram"; "stream": in the file, read record by record, to infer only;
+    # "auto": in place where `source` is a buffer or a file of a ROMFS, else in RAM, else streamed.
+    if frozen not in ("auto", "ram", "stream"):
+        raise ValueError("frozen '%s', expected auto, ram or stream" % frozen)
+    # What is dropped first comes first: the large buffers then lie side by side above it, and the verifier's gap takes
+    # what is small.
+    collect()
+    import ulearn.verify  # noqa: F401
+
+    collect()
+    try:
+        model = Model(read(source, leave=(_SECTION_FROZEN,) if frozen == "stream" else ()), run or best_run, frozen)
+    except MemoryError:
+        if frozen != "auto" or not isinstance(source, str):
+            raise
+        collect()
+        model = Model(read(source, leave=(_SECTION_FROZEN,)), run or best_run, "stream")
     if isinstance(source, str):
         model.path = source
         from .safefile import candidates, exists
@@ -56,7 +73,9 @@ def load(source, run=None):
 
 class Model:
     # A plan in memory, ready to run: every buffer is made here, once.
-    def __init__(self, source, run):
+    def __init__(self, source, run, place="auto"):
+        # The largest buffers first: whatever is small would lie in their way.
+        self.arena, scratch = _room(source, _BUF_ARENA), _room(source, _BUF_SCRATCH)
         sections = source.section
         self.name = source.name
         self.run = run
@@ -68,7 +87,12 @@ class Model:
         self.base_place = source.offsets.get(_SECTION_TRAIN, (0, 0))[0]
         frozen, train, state = sections(_SECTION_FROZEN), sections(_SECTION_TRAIN), sections(_SECTION_STATE)
         io = sections(_SECTION_IO)
-        verify(source, (io, self.tensors, self.cuts, frozen, train, state))
+        from .verify import verify
+
+        offset, size = source.offsets.get(_SECTION_FROZEN, (0, 0))
+        windows = verify(source, (io, self.tensors, self.cuts, size, train, state))
+        del verify
+        forget("verify")
         # Read into bytearrays of our own, a file's sections are already ours; what is only viewed is copied once.
         self.base = None if isinstance(train, bytearray) else train
         self.train_blob = train if isinstance(train, bytearray) else bytearray(train)
@@ -81,11 +105,8 @@ class Model:
         self.output_shape, self.output_scale, self.output_zero = _shape(fields[6:10]), fields[10], fields[11]
         self.loss_kind, self.loss_scale = fields[12], fields[14]
         self.forward = self.training = None
-        arena = scratch = 0
         for program in source.programs:
             sizes = struct.unpack_from("<7I", program, _P_SIZES)
-            arena = max(arena, sizes[_BUF_ARENA])
-            scratch = max(scratch, sizes[_BUF_SCRATCH])
             self.input_bytes = sizes[_BUF_INPUT]
             program = _aligned(program)
             if program[_P_KIND] == _KIND_TRAIN:
@@ -96,12 +117,21 @@ class Model:
         output, size = struct.unpack_from("<II", self.forward, _P_OUTPUT)
         self.classes = size
         self.target_bytes = 2 if self.loss_kind == _LOSS_SOFTMAX_CE else size
-        self.arena = bytearray(arena)
         self.label = array("H", (0,))
         at = output & 0x0FFFFFFF
         self.result = memoryview(self.arena)[at : at + size]
         self.quantised = None
-        self.table = [None, self.arena, _aligned(frozen), self.train_blob, self.state, bytearray(scratch), self.label]
+        self.windows = None
+        if _SECTION_FROZEN in source.leave and not source.in_place:
+            # One window that is filled anew for each record: (where in the file, view of the window, where in FROZEN).
+            window = memoryview(bytearray(max([end - start for start, end in windows])))
+            self.windows = [(offset + start, window[: end - start], start) for start, end in windows]
+            self.training = None
+            frozen = window
+        else:
+            frozen = bytearray(frozen) if place == "ram" and source.in_place else _aligned(frozen)
+        self.frozen = "stream" if self.windows else "ram" if isinstance(frozen, bytearray) else "in place"
+        self.table = [None, self.arena, frozen, self.train_blob, self.state, scratch, self.label]
 
     @property
     def base_id(self):
@@ -126,7 +156,7 @@ class Model:
 
     def output(self, x):
         # The network's raw int8 output for one input, as a view that the next call overwrites.
-        self.execute(self.forward, self.records, x)
+        self.infer(self.records, x)
         return self.result
 
     def predict(self, x):
@@ -144,7 +174,7 @@ class Model:
     def features(self, x, cut="features"):
         # The activations at a named cut, as a view that the next call overwrites.
         record, operand, size = self._cut(cut)
-        self.execute(self.forward, record, x)
+        self.infer(record, x)
         at = operand & 0x0FFFFFFF
         return memoryview(self.table[operand >> 28])[at : at + size]
 
@@ -154,6 +184,26 @@ class Model:
             if label.rstrip(b"\0") == name.encode():
                 return record, operand, size
         raise ValueError("%s: no cut is named '%s'" % (self.name, name))
+
+    def infer(self, count, x):
+        if not self.windows:
+            self.execute(self.forward, count, x)
+            return
+        table, codes = self.table, len(x) == self.input_bytes and not isinstance(x, _SEQUENCES)
+        table[_BUF_INPUT] = x if codes else self.quantise(x)
+        with open(self.path, "rb") as f:
+            for i in range(count):
+                place, window, base = self.windows[i]
+                f.seek(place)
+                if f.readinto(window) != len(window):
+                    raise ValueError("%s: cut short while it was in use" % self.path)
+                table[_BUF_FROZEN] = window
+                code = self.run(self.forward, table, i, 1, -1, base)
+                if code == _E_BUFFER and i == 0 and codes:
+                    table[_BUF_INPUT] = self.quantise(x)  # wider numbers, as many as codes
+                    code = self.run(self.forward, table, i, 1, -1, base)
+                if code < 0:
+                    self.fail(code)
 
     def execute(self, program, count, x):
         # int8 codes (any dense buffer of input_bytes single bytes) run in place; anything else is quantised first.
@@ -218,6 +268,15 @@ class Model:
         apply(self, update)
 
 
+def _room(source, buffer):
+    # What the programs need of a buffer. They are not verified yet; the verifier has the same limit.
+    size = 0
+    for program in source.programs:
+        if len(program) >= _PROGRAM_BYTES:
+            size = max(size, struct.unpack_from("<7I", program, _P_SIZES)[buffer])
+    return bytearray(size if size <= _ARENA_MAX else 0)
+
+
 def _shape(numbers):
     return tuple(n for n in numbers if n)
 
@@ -226,9 +285,9 @@ def _signed(q):
     return q - 256 if q > 127 else q
 
 
-def _aligned(frozen):
-    # Numbers of 16 and 32 bits lie in it; a slice of a foreign buffer may start anywhere.
-    return frozen if isinstance(frozen, bytearray) else bytearray(frozen)
+def _aligned(data):
+    # Numbers of 16 and 32 bits lie in it; a slice of a foreign buffer may start anywhere, and is copied then.
+    return data if not len(data) or not addressof(data) & 3 else bytearray(data)
 
 
 def _flat(x):

@@ -47,6 +47,9 @@ class _Buffer:
         self.at += len(part)
         return part
 
+    def skip(self, count, digest):
+        digest.update(self.take(count))
+
     def close(self):
         pass
 
@@ -64,22 +67,43 @@ class _File:
         self.at += got
         return part if got == count else part[:got]
 
+    def skip(self, count, digest):
+        # Through one buffer: a trail of dead ones would leave what is loaded after them scattered over the heap.
+        chunk = bytearray(_SKIPPED_CHUNK)
+        end = self.at + count
+        while end - self.at >= _SKIPPED_CHUNK and self.file.readinto(chunk) == _SKIPPED_CHUNK:
+            digest.update(chunk)
+            self.at += _SKIPPED_CHUNK
+        digest.update(self.take(min(end - self.at, _SKIPPED_CHUNK)))
+
     def close(self):
         self.file.close()
 
 
-def read(source, name=None):
-    # `source`: a path, or the plan itself in a buffer that is kept and read in place.
-    if isinstance(source, str):
-        reader = _File(source)
-    else:
-        reader = _Buffer(source)
+def read(source, name=None, leave=()):
+    # `source`: a path, or the plan itself in a buffer that is kept and read in place, as a file of a ROMFS is. `leave`:
+    # sections that are checked and left in the file.
+    reader = _reader(source)
     plan = Plan(name or (source if isinstance(source, str) else "plan"))
+    plan.leave = leave
+    plan.in_place = isinstance(reader, _Buffer)
     try:
         _read(reader, plan)
     finally:
         reader.close()
     return plan
+
+
+def _reader(source):
+    if not isinstance(source, str):
+        return _Buffer(source)
+    reader = _File(source)
+    try:
+        view = memoryview(reader.file)  # of a ROMFS: flash that can be read where it is
+    except TypeError:
+        return reader
+    reader.close()
+    return _Buffer(view)
 
 
 def _refuse(plan, fault):
@@ -134,8 +158,11 @@ def _section(reader, plan, digest):
     if kind in plan.offsets and kind != _SECTION_PROGRAM:
         _refuse(plan, "section %d occurs twice" % kind)
     plan.offsets[kind] = (reader.at, size)
-    if not known or kind >= _SECTION_SCALES:
-        _skip(reader, plan, digest, size)
+    if not known or kind >= _SECTION_SCALES or kind in plan.leave:
+        end = reader.at + size
+        reader.skip(size, digest)
+        if reader.at != end:
+            _refuse(plan, "cut short in section %d: %d bytes, expected %d" % (kind, size - end + reader.at, size))
     else:
         value = _take(reader, plan, size, "section %d" % kind)
         digest.update(value)
@@ -147,10 +174,3 @@ def _section(reader, plan, digest):
     if any(padding):
         _refuse(plan, "the padding behind section %d is not zero" % kind)
     digest.update(padding)
-
-
-def _skip(reader, plan, digest, size):
-    while size:
-        part = _take(reader, plan, min(size, _SKIPPED_CHUNK), "skipped section")
-        digest.update(part)
-        size -= len(part)

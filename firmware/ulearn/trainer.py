@@ -22,6 +22,8 @@ class Trainer:
     def __init__(self, model, learning_rate=None, seed=None, skip=None):
         # What is not given stays as STATE has it: from the plan, which suits its scheme, or from a checkpoint.
         # `skip`: leave a step's backward pass out when no probability is off by more than this; 0 trains on all.
+        if model.windows:
+            raise ValueError("%s: its weights are streamed from the file; load it with frozen='ram'" % model.name)
         if model.training is None:
             raise ValueError("%s: the plan has no training program; prepare it with a scheme" % model.name)
         self.model = model

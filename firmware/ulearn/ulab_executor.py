@@ -18,6 +18,7 @@ _PROGRAM_BYTES = const(64)
 _P_SIZES = const(16)
 _P_RECORDS = const(52)
 _BUF_INPUT = const(0)
+_BUF_FROZEN = const(2)
 _BUF_STATE = const(4)
 _BUF_SCRATCH = const(5)
 _BUF_TARGET = const(6)
@@ -39,6 +40,8 @@ _RECORD_BYTES = const(64)
 _DTYPE_INT16 = const(2)
 _FLAG_MASK = const(1)
 _FLAG_GATE_DEEPER = const(2)
+_FLAG_ONE_SCALE = const(8)
+_ROUND_AWAY = const(3)
 _OP_DENSE = const(1)
 _OP_RELU = const(2)
 _OP_SOFTMAX_CE = const(3)
@@ -46,6 +49,7 @@ _OP_MSE = const(4)
 _OP_DENSE_BACK = const(5)
 _OP_UPDATE_WEIGHT = const(6)
 _OP_UPDATE_BIAS = const(7)
+_OP_CONV = const(16)  # the first of the operators of imported networks
 _GRADIENT_HEADER = const(4)
 _MANTISSA_MAX = const(2047)
 _BIAS_MAX = const(1073741823)
@@ -60,23 +64,26 @@ _LOW = const(4096)  # a long sum is kept as high * 4096 + low
 
 # Integers up to here are exact in ulab's floats. float() is called when this is imported, on the board, because a
 # cross-compiler may calculate with other floats.
-_EXACT = 1 << (53 if float(16777217) > 16777216.0 else 24)
+EXACT = 1 << (53 if float(16777217) > 16777216.0 else 24)
 
 
 class _Record:
     # A record's fields, and its operands as views of the buffers.
-    def __init__(self, program, at, buffers):
-        fields = struct.unpack_from("<BxBx2H6I4xH4xH6x4b2BHhI", program, at)
-        self.op, self.flags, self.gate, self.gain = fields[:4]
-        self.operands = fields[4:10]
-        self.k, self.n, self.zero_in, self.zero_out, self.act_min, self.act_max = fields[10:16]
-        self.w_dtype, self.fraction, self.scale_mant, self.scale_exp, self.extra = fields[16:]
-        self.buffers = buffers
+    def __init__(self, program, at, buffers, base):
+        fields = struct.unpack_from("<BxBB2H6I4xH4xH6x4b2BHhI", program, at)
+        self.op, self.flags, self.rounding, self.gate, self.gain = fields[:5]
+        self.operands = fields[5:11]
+        self.k, self.n, self.zero_in, self.zero_out, self.act_min, self.act_max = fields[11:17]
+        self.w_dtype, self.fraction, self.scale_mant, self.scale_exp, self.extra = fields[17:]
+        self.program, self.at = program, at
+        self.buffers, self.base = buffers, base
         self.state = buffers[_BUF_STATE]
 
     def bytes(self, index, size):
         operand = self.operands[index]
         offset = operand & 0x0FFFFFFF
+        if operand >> 28 == _BUF_FROZEN:
+            offset -= self.base
         return self.buffers[operand >> 28][offset : offset + size]
 
     def int8(self, index, count):
@@ -157,8 +164,42 @@ def _rshift(p, s):
     return max(-(1 << 30), min(1 << 30, p << min(-s, 31)))
 
 
-def _int32(v):
+def int32(v):
     return ((v + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+
+
+def single(acc, multiplier, shift, _):
+    s = 31 - max(-31, min(30, shift))
+    return (acc * multiplier + (1 << (s - 1))) >> s
+
+
+def away(acc, upper, shift, lower):
+    size = min(abs(acc), 0x7FFFFFFF)
+    s = 31 - max(-31, min(30, shift))
+    v = (size * upper + (size * (lower & 0xFFFF) >> 16) + (1 << (s - 1))) >> s
+    return -v if acc < 0 else v
+
+
+def scales(r, n, count):
+    # (multiplier, shift, lower part of the multiplier) of the channels [n, n + count).
+    entries, repeat = r.n, 1
+    if r.flags & _FLAG_ONE_SCALE:
+        entries, repeat, n, count = 1, count, 0, 1
+    numbers = "<%di" % count
+    upper = lower = struct.unpack_from(numbers, r.bytes(4, 4 * entries), 4 * n)
+    if r.rounding == _ROUND_AWAY:
+        lower = struct.unpack_from(numbers, r.bytes(4, 8 * entries), 4 * (entries + n))
+    return list(zip(upper, r.int8(5, entries)[n : n + count].tolist(), lower)) * repeat
+
+
+def codes(r, sums, scales, rounding):
+    # The int8 codes of sums, each with a scale of its own. What rounds to more than 32 bits is clamped as it is.
+    low, high = r.act_min - r.zero_out, r.act_max - r.zero_out
+    out = []
+    for acc, (multiplier, shift, lower) in zip(sums, scales):
+        v = rounding(int32(acc), multiplier, shift, lower)
+        out.append(max(low, min(high, v)) + r.zero_out)
+    return np.array(out, dtype=np.int8)
 
 
 def _mul11(a, b):
@@ -187,9 +228,10 @@ def _log2q10(v):
 
 def _pieces(vector, weight_max):
     # Cuts a vector so that no partial sum of a piece's dot with weights up to weight_max exceeds the exact integers.
-    limit = _EXACT // weight_max
+    limit = EXACT // weight_max
     count = len(vector)
-    if int(np.sum(abs(vector))) <= limit:
+    # ulab's sum of floats goes by way of their mean and is not exact; a dot is, up to a limit far above this one.
+    if np.dot(abs(vector), np.ones(count)) <= limit:
         return ((0, count),)
     pieces = []
     start = size = 0
@@ -208,7 +250,7 @@ def _column_sums(r, g):
     weights, top = r.weights(2), r.used_max()
     high, low = np.zeros(r.k), np.zeros(r.k)
     parts = ((g, 1.0),)
-    if int(np.max(abs(g))) * top > _EXACT:
+    if int(np.max(abs(g))) * top > EXACT:
         # Not even one product fits (fractions 0 and 1 in float32): take the upper and the lower half of g apart.
         upper = np.floor(g * (1.0 / 64))
         parts = ((upper, 64.0), (g - upper * 64.0, 1.0))
@@ -244,7 +286,7 @@ def _rounded(high, low, s):
     if s > 12:
         # low cannot carry into what is left, so it drops out.
         return np.floor((high + float(1 << (s - 13))) * (1.0 / (1 << (s - 12))))
-    # The sum is inexact only from _EXACT on, and the answer then out of reach of every clamp.
+    # The sum is inexact only from EXACT on, and the answer then out of reach of every clamp.
     return np.floor((high * float(_LOW) + low + float(1 << s >> 1)) * (1.0 / (1 << s)))
 
 
@@ -252,25 +294,18 @@ def _rounded(high, low, s):
 
 
 def _dense(r):
-    x, y, weights = r.centred(0), r.int8(1, r.n), r.weights(2)
-    bias, multiplier, shift = r.bytes(3, 4 * r.n), r.bytes(4, 4 * r.n), r.int8(5, r.n)
+    x, y, weights, bias = r.centred(0), r.int8(1, r.n), r.weights(2), r.bytes(3, 4 * r.n)
+    rounding = away if r.rounding == _ROUND_AWAY else single
     pieces = _pieces(x, r.used_max())
-    low, high = r.act_min - r.zero_out, r.act_max - r.zero_out
     rows = max(1, _BLOCK // r.k)
     for n in range(0, r.n, rows):
         end = min(n + rows, r.n)
         block = r.used(weights[n:end])
-        numbers = "<%di" % (end - n)
-        sums = struct.unpack_from(numbers, bias, 4 * n)
+        sums = struct.unpack_from("<%di" % (end - n), bias, 4 * n)
         for start, stop in pieces:
             dots = np.dot(block[:, start:stop], x[start:stop]).tolist()
             sums = [a + int(b) for a, b in zip(sums, dots)]
-        outputs = []
-        for acc, m, left in zip(sums, struct.unpack_from(numbers, multiplier, 4 * n), shift[n:end].tolist()):
-            s = 31 - max(-31, min(30, left))
-            v = (_int32(acc) * m + (1 << (s - 1))) >> s
-            outputs.append(max(low, min(high, v)) + r.zero_out)
-        y[n:end] = np.array(outputs, dtype=np.int8)
+        y[n:end] = codes(r, sums, scales(r, n, end - n), rounding)
     return 0
 
 
@@ -387,7 +422,7 @@ def _steps(x, factor, s, reach):
     if s <= 0:
         return x * (float(factor) * float(1 << min(-s, 30)))
     half, unit = float(1 << (s - 1)), 1.0 / (1 << s)
-    if s < 8 or abs(factor) * reach + (1 << (s - 1)) <= _EXACT:
+    if s < 8 or abs(factor) * reach + (1 << (s - 1)) <= EXACT:
         return np.floor((x * float(factor) + half) * unit)
     # |factor| < 2^22: its upper 15 bits and its lower 7 each have an exact product with x.
     lower = np.floor(x * float(factor & 127) * (1.0 / 128))
@@ -473,7 +508,7 @@ _RECORDS = {
 
 def _buffer(item):
     # Any dense buffer as a memoryview of bytes: MicroPython's memoryview has no cast.
-    return memoryview(b"") if item is None else memoryview(np.frombuffer(item, dtype=np.uint8))
+    return memoryview(b"") if item is None or len(item) == 0 else memoryview(np.frombuffer(item, dtype=np.uint8))
 
 
 def _select(buffers, sizes, index):
@@ -489,14 +524,17 @@ def _select(buffers, sizes, index):
     return True
 
 
-def run(program, table, first, count, index=-1):
+def run(program, table, first, count, index=-1, base=-1):
     # Runs records [first, first + count): the number of records done, or a negative UL_E_ code, as ul_run answers.
+    # With base, FROZEN holds only what these records need of it, from that byte on.
     if len(table) != _BUFFERS:
         raise ValueError("run: the table has %d buffers, expected %d" % (len(table), _BUFFERS))
     program = _buffer(program)
     if len(program) < _PROGRAM_BYTES:
         return _E_BUFFER
-    sizes = struct.unpack_from("<7I", program, _P_SIZES)
+    sizes = list(struct.unpack_from("<7I", program, _P_SIZES))
+    if base >= 0:
+        sizes[_BUF_FROZEN] = 0
     buffers = [_buffer(item) for item in table]
     if not _select(buffers, sizes, index):
         return _E_BUFFER
@@ -508,9 +546,13 @@ def run(program, table, first, count, index=-1):
     if any(len(data) < size for data, size in zip(buffers, sizes)):
         return _E_BUFFER
     for i in range(first, first + count):
-        r = _Record(program, _PROGRAM_BYTES + i * _RECORD_BYTES, buffers)
+        r = _Record(program, _PROGRAM_BYTES + i * _RECORD_BYTES, buffers, max(base, 0))
         if r.is_backward() and not r.is_on():
             continue
+        if r.op >= _OP_CONV and r.op not in _RECORDS:
+            from .ulab_operators import RECORDS
+
+            _RECORDS.update(RECORDS)
         work = _RECORDS.get(r.op)
         code = work(r) if work else _E_RECORD
         if code < 0:

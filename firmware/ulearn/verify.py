@@ -30,6 +30,7 @@ _TENSOR_BYTES = const(32)
 _DTYPE_INT8 = const(1)
 _DTYPE_INT16 = const(2)
 _DTYPE_INT32 = const(3)
+_DTYPE_UINT8 = const(4)
 _TENSOR_SHARED = const(1)
 _CUT_BYTES = const(48)
 _OP_DENSE = const(1)
@@ -39,36 +40,66 @@ _OP_MSE = const(4)
 _OP_DENSE_BACK = const(5)
 _OP_UPDATE_WEIGHT = const(6)
 _OP_UPDATE_BIAS = const(7)
+_OP_CONV = const(16)
+_OP_DEPTHWISE = const(17)
+_OP_AVERAGE_POOL = const(18)
+_OP_MAX_POOL = const(19)
+_OP_MEAN = const(20)
+_OP_ADD = const(21)
+_ADD_BLOCK = const(64)
+_OP_MUL = const(22)
+_OP_PAD = const(23)
+_OP_COPY = const(24)
+_OP_TABLE = const(25)
+_OP_SOFTMAX = const(26)
 _MODE_APPLY = const(0)
 _FLAG_MASK = const(1)
 _FLAG_GATE_DEEPER = const(2)
+_FLAG_FULL_RANGE = const(4)
+_FLAG_ONE_SCALE = const(8)
 _ROUND_NONE = const(0)
 _ROUND_SINGLE = const(1)
+_ROUND_DOUBLE = const(2)
+_ROUND_AWAY = const(3)
 _GRADIENT_HEADER = const(4)
 _CLASSES_MAX = const(8192)
+_PRODUCTS_MAX = const(1073741824)
 
 _WEIGHT_MAX = const(32768)
 _MANTISSA_MAX = const(2047)
 _ARENA_MAX = const(16777216)
 _SCALE_MAX = 1e30
 
-# Of each record: (operand, unit, number, written). Units: 1, 2, 4 bytes an element, w: a weight, g: a gradient tensor.
-# Numbers: K inputs, N outputs, W weights, E the record's extra, L one label.
+# Of each record: (operand, unit, number, written). Units: 1, 2, 4 bytes an element, a: bytes from a multiple of 4 on,
+# w: a weight, g: a gradient tensor. Numbers: K inputs, N outputs, W weights, E the record's extra, L one label, X and Y
+# elements of a whole input and output image, S scales, M multipliers, or
+# themselves.
+_IMAGES = ((0, "1", "X", 0), (1, "1", "Y", 1))
+_SUMS = ((3, "4", "N", 0), (4, "4", "M", 0), (5, "1", "S", 0))
 _OPERANDS = {
     _OP_DENSE: (
         (0, "1", "K", 0),
         (1, "1", "N", 1),
         (2, "w", "W", 0),
-        (3, "4", "N", 0),
-        (4, "4", "N", 0),
-        (5, "1", "N", 0),
-    ),
+    )
+    + _SUMS,
     _OP_RELU: ((0, "1", "K", 0), (1, "1", "K", 1)),
     _OP_SOFTMAX_CE: ((0, "1", "N", 0), (1, "g", "N", 1), (2, "2", "E", 0), (3, "t", "L", 0)),
     _OP_MSE: ((0, "1", "N", 0), (1, "g", "N", 1), (3, "t", "N", 0)),
     _OP_DENSE_BACK: ((0, "g", "N", 0), (1, "g", "K", 1), (2, "w", "W", 0), (3, "2", "N", 0), (4, "1", "K", 0)),
     _OP_UPDATE_WEIGHT: ((0, "g", "N", 0), (1, "1", "K", 0), (2, "w", "W", 2), (3, "2", "N", 0)),
     _OP_UPDATE_BIAS: ((0, "g", "N", 0), (2, "4", "N", 2), (3, "2", "N", 0)),
+    _OP_CONV: _IMAGES + ((2, "a", "W", 0),) + _SUMS,
+    _OP_DEPTHWISE: _IMAGES + ((2, "1", "W", 0),) + _SUMS,
+    _OP_AVERAGE_POOL: _IMAGES,
+    _OP_MAX_POOL: _IMAGES,
+    _OP_MEAN: _IMAGES + ((2, "4", 2, 0),),
+    _OP_ADD: _IMAGES + ((2, "1", "E", 0), (3, "4", 7, 0)),
+    _OP_MUL: _IMAGES + ((2, "1", "E", 0), (3, "4", 3, 0)),
+    _OP_PAD: _IMAGES,
+    _OP_COPY: _IMAGES,
+    _OP_TABLE: _IMAGES + ((2, "1", 256, 0),),
+    _OP_SOFTMAX: _IMAGES + ((2, "4", "E", 0),),
 }
 
 
@@ -76,9 +107,10 @@ class _Verifier:
     def __init__(self, plan, sections):
         self.name = plan.name
         self.io, self.tensors, self.cuts, frozen, train, self.state = sections
-        self.have = (None, _ARENA_MAX, len(frozen), len(train), len(self.state), _ARENA_MAX, None)
+        self.have = (None, _ARENA_MAX, frozen, len(train), len(self.state), _ARENA_MAX, None)
         self.where = "plan"
         self.trainable = {}
+        self.windows = []  # of FROZEN, what each record of the forward program needs: (from, to)
 
     def refuse(self, fault):
         raise ValueError("%s: %s: %s" % (self.name, self.where, fault))
@@ -174,6 +206,7 @@ class _Verifier:
             self.need(self.sizes[_BUF_STATE] == len(self.state), "it sees only a part of the state")
             target = 2 if self.loss == _LOSS_SOFTMAX_CE else self.output_bytes
         self.need(self.sizes[_BUF_TARGET] == target, "takes %d bytes of target" % self.sizes[_BUF_TARGET])
+        self.products = 0
         for i in range(count):
             self.where = "record %d" % i
             self.check_record(program, _PROGRAM_BYTES + i * _RECORD_BYTES)
@@ -197,19 +230,29 @@ class _Verifier:
         in_h, in_w, k, out_h, out_w, n = fields[12:18]
         act_min, act_max, dtype, fraction, mantissa, _, extra = fields[26:]
         self.need(op in _OPERANDS, "operation %d is not known to this version" % op)
-        backward = op >= _OP_DENSE_BACK
+        imported = op >= _OP_CONV
+        backward = not imported and op >= _OP_DENSE_BACK
         self.need(mode == _MODE_APPLY, "mode %d is not supported yet" % mode)
         allowed = (_FLAG_MASK if op == _OP_DENSE_BACK else 0) | (_FLAG_GATE_DEEPER if gate else 0)
+        if imported and op <= _OP_DEPTHWISE:
+            allowed |= _FLAG_FULL_RANGE | _FLAG_ONE_SCALE
+        elif op == _OP_DENSE:
+            allowed |= _FLAG_ONE_SCALE
         self.need(not flags & ~allowed, "unknown flags 0x%x" % flags)
-        self.need(
-            rounding == (_ROUND_SINGLE if op == _OP_DENSE else _ROUND_NONE),
-            "rounding %d is not supported here" % rounding,
-        )
-        self.need(
-            not (in_h or in_w or out_h or out_w or any(fields[18:24])), "dimensions that it does not have are set"
-        )
+        roundings = (_ROUND_NONE,)
+        if op == _OP_DENSE:
+            roundings = (_ROUND_SINGLE, _ROUND_AWAY)
+        elif op == _OP_CONV:
+            roundings = (_ROUND_SINGLE, _ROUND_DOUBLE, _ROUND_AWAY)
+        elif op in (_OP_DEPTHWISE, _OP_MEAN, _OP_ADD, _OP_MUL):
+            roundings = (_ROUND_DOUBLE,)
+        self.need(rounding in roundings, "rounding %d is not supported here" % rounding)
+        if not imported:
+            self.need(
+                not (in_h or in_w or out_h or out_w or any(fields[18:24])), "dimensions that it does not have are set"
+            )
         self.need(act_min <= act_max, "its activation range is empty")
-        self.need(self.kind == _KIND_TRAIN or op <= _OP_RELU, "it trains, in a program that must not")
+        self.need(self.kind == _KIND_TRAIN or op <= _OP_RELU or imported, "it trains, in a program that must not")
         if gate:
             self.need(backward and self.gates <= gate < self.gates_end, "gate %d lies outside the gates" % gate)
         if op == _OP_DENSE_BACK:
@@ -233,28 +276,104 @@ class _Verifier:
                 self.loss == (_LOSS_SOFTMAX_CE if op == _OP_SOFTMAX_CE else _LOSS_MSE), "it is not the plan's loss"
             )
             self.need(n <= _CLASSES_MAX and n == self.output_bytes, "%d outputs" % n)
-        if op >= _OP_UPDATE_WEIGHT:
+        if op in (_OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS):
             self.need(1024 <= mantissa <= 2047, "scale mantissa %d" % mantissa)
-        numbers = {"K": k, "N": n, "W": k * n, "E": extra, "L": 1}
+        numbers = {"K": k, "N": n, "W": k * n, "E": extra, "L": 1, "X": in_h * in_w * k, "Y": out_h * out_w * n}
+        numbers["S"] = 1 if flags & _FLAG_ONE_SCALE else n
+        numbers["M"] = numbers["S"] * (2 if rounding == _ROUND_AWAY else 1)
+        inherits = (0,) if op == _OP_RELU else ()
+        if imported:
+            inherits = self.check_imported(fields, numbers)
         used = 0
         self.spans = []
         for index, unit, number, written in _OPERANDS[op]:
             if index == 4 and op == _OP_DENSE_BACK and not flags & _FLAG_MASK:
                 continue
             used |= 1 << index
-            self.check_use(operands[index], unit, numbers[number], written, wide, fraction)
-        self.check_overlap(op)
+            count = numbers[number] if isinstance(number, str) else number
+            self.check_use(index, operands[index], unit, count, written, wide, fraction)
+        self.check_overlap(inherits)
+        if self.kind == _KIND_FORWARD:
+            frozen = [(start, end) for start, end, _, _ in self.spans if start >> 28 == _BUF_FROZEN]
+            low = min([start for start, _ in frozen]) & 0x0FFFFFFF if frozen else 0
+            self.windows.append((low, (max([end for _, end in frozen]) & 0x0FFFFFFF) if frozen else 0))
         for index in range(6):
             self.need(used >> index & 1 or operands[index] == _OPERAND_NONE, "operand %d has no meaning here" % index)
 
-    def check_overlap(self, op):
-        # What a record writes lies apart from all else that it touches; a ReLU may work in place.
-        for i, (start, end, written) in enumerate(self.spans):
-            for j, (other, other_end, _) in enumerate(self.spans):
-                if written and i != j and start < other_end and other < end:
-                    self.need(op == _OP_RELU and start == other, "it writes over what it reads")
+    def check_imported(self, fields, numbers):
+        # Dimensions, work and scratch of an imported operator; returns the operands in whose place it may write.
+        op = fields[0]
+        in_h, in_w, k, out_h, out_w, n, kernel_h, kernel_w, stride_h, stride_w, top, left = fields[12:24]
+        extra = fields[32]
+        self.need(in_h and in_w and k and out_h and out_w and n, "one of its dimensions is 0")
+        same = fields[12:15] == fields[15:18]
+        window = op <= _OP_MAX_POOL
+        if window:
+            self.need(kernel_h and kernel_w and stride_h and stride_w, "its kernel or stride is 0")
+            for size, out, kernel, stride, pad in (
+                (in_h, out_h, kernel_h, stride_h, top),
+                (in_w, out_w, kernel_w, stride_w, left),
+            ):
+                self.need(pad < kernel and (out - 1) * stride - pad < size, "its kernel leaves the image")
+        else:
+            self.need(not any(fields[18:22]), "it has a kernel and no use for one")
+            self.need(op == _OP_PAD or not (top or left), "it has padding and no use for any")
+        taps = kernel_h * kernel_w * (k if op == _OP_CONV else 1) if window else 1
+        self.products += max(numbers["X"], numbers["Y"] * taps)
+        self.need(self.products <= _PRODUCTS_MAX, "the program is too much work")
+        dtype = {_OP_CONV: _DTYPE_UINT8, _OP_DEPTHWISE: _DTYPE_INT8}.get(op, 0)
+        self.need(fields[28] == dtype, "weights of dtype %d" % fields[28])
+        scratch = 0
+        inherits = ()
+        if op == _OP_CONV:
+            row = (taps + 3) // 4 * 4
+            numbers["W"] = n * row
+            chunk, block = extra & 0xFFFF, extra >> 16
+            self.need(taps << 14 <= 1 << 30, "%d inputs could overflow the accumulator" % taps)
+            self.need(0 < chunk <= row and chunk % 4 == 0 and 0 < block <= n, "%d and %d at a time" % (chunk, block))
+            self.need(block == n or chunk == row, "it cuts both taps and channels")
+            one = out_h * out_w == 1
+            scratch = (1 if one else 2) * (2 * chunk + 4 * block)
+            point = kernel_h * kernel_w * stride_h * stride_w == 1 and not (top or left)
+            if one or (point and n <= k and (in_h, in_w) == (out_h, out_w)):
+                inherits = (0,)
+        elif op == _OP_DEPTHWISE:
+            numbers["W"] = n * taps
+            self.need(n % k == 0, "%d channels out of %d" % (n, k))
+            self.need(extra >= 2 and extra % 2 == 0 and extra < 65536, "%d rows at a time" % extra)
+            lines = (extra // 2 - 1) * stride_h + max(kernel_h, stride_h)
+            scratch = 4 * (lines * ((out_w - 1) * stride_w + kernel_w) + extra * out_w + taps)
+            if same and extra >= out_h:
+                inherits = (0,)
+        elif window:
+            self.need(k == n, "it changes the number of channels")
+        elif op == _OP_MEAN:
+            self.need((out_h, out_w, n) == (1, 1, k), "its output is no vector of channels")
+            self.need(in_h * in_w <= 1 << 22, "%d inputs could overflow the accumulator" % (in_h * in_w))
+        elif op == _OP_PAD:
+            self.need(top + in_h <= out_h and left + in_w <= out_w and extra + k <= n, "its input does not fit")
+        elif op == _OP_COPY:
+            self.need(in_h == out_h and extra + in_w * k <= out_w * n, "its input does not fit")
+        else:
+            self.need(same, "its input and output differ in shape")
+            inherits = (0,)
+            if op == _OP_SOFTMAX:
+                self.need(k < _CLASSES_MAX and 0 < extra <= 256, "%d classes, %d exponentials" % (k, extra))
+            elif op != _OP_TABLE:
+                self.need(extra > 0 and numbers["X"] % extra == 0, "%d numbers do not repeat evenly" % extra)
+                inherits = (0, 2) if extra == numbers["X"] else (0,)
+                scratch = 4 * _ADD_BLOCK if op == _OP_ADD else 0
+        self.need(self.sizes[_BUF_SCRATCH] >= scratch, "it needs %d bytes of scratch" % scratch)
+        return inherits
 
-    def check_use(self, operand, unit, count, written, wide, fraction):
+    def check_overlap(self, inherits):
+        # What a record writes lies apart from all that it reads, or takes the whole place of what it may replace.
+        for start, end, written, _ in self.spans:
+            for other, other_end, other_written, index in self.spans:
+                if written and not other_written and start < other_end and other < end:
+                    self.need(index in inherits and start == other, "it writes over what it reads")
+
+    def check_use(self, index, operand, unit, count, written, wide, fraction):
         buf = operand >> 28
         if unit == "t":
             self.need(operand == _BUF_TARGET << 28, "its target does not lie in the target buffer")
@@ -262,11 +381,12 @@ class _Verifier:
         if unit == "g":
             self.need(buf == _BUF_ARENA and count > 0, "a gradient must lie in the arena")
             self.check_operand(operand, 2, _GRADIENT_HEADER + 2 * count)
-            self.spans.append((operand, operand + _GRADIENT_HEADER + 2 * count, written))
+            self.spans.append((operand, operand + _GRADIENT_HEADER + 2 * count, written, index))
             return
-        size = (2 if wide else 1) if unit == "w" else int(unit)
+        size = (2 if wide else 1) if unit == "w" else 1 if unit == "a" else int(unit)
         self.check_operand(operand, size, size * count)
-        self.spans.append((operand, operand + size * count, written))
+        self.need(unit != "a" or operand % 4 == 0, "its weights do not start at a multiple of 4")
+        self.spans.append((operand, operand + size * count, written, index))
         self.need(written != 1 or buf == _BUF_ARENA, "it writes outside the arena")
         self.need(written != 2 or buf == _BUF_TRAIN, "it updates what is not trainable")
         if buf == _BUF_TRAIN:
@@ -277,7 +397,8 @@ class _Verifier:
 
 
 def verify(plan, sections):
-    # sections: IO, TENSORS, CUTS, FROZEN, TRAIN, STATE. Raises ValueError naming the plan, the place and the fault.
+    # sections: IO, TENSORS, CUTS, bytes of FROZEN, TRAIN, STATE. Raises ValueError naming the plan, the place and the
+    # fault. Returns what each record of the forward program needs of FROZEN: (from, to).
     v = _Verifier(plan, sections)
     v.check_io()
     v.check_state()
@@ -290,3 +411,4 @@ def verify(plan, sections):
     v.need(kinds.count(_KIND_FORWARD) == 1, "one forward program is expected")
     v.need(kinds.count(_KIND_TRAIN) <= 1, "more than one training program is not supported yet")
     v.check_cuts(plan.programs)
+    return v.windows

@@ -71,7 +71,7 @@ static void session(uint32_t flags) {
     }
     ul_buffer table[UL_BUFFERS];
     for (int b = 0; b < UL_BUFFERS; b++) {
-        table[b] = (ul_buffer){NULL, number()};
+        table[b] = (ul_buffer){NULL, number(), 0, 0};
     }
     for (int b = UL_BUF_ARENA; b < UL_BUF_TARGET; b++) {
         const int sent = b == UL_BUF_FROZEN || b == UL_BUF_TRAIN || b == UL_BUF_STATE;

@@ -1,0 +1,117 @@
+#include "ul_kernel.h"
+
+#if !defined(UL_ASM_V6M)
+static int32_t dot(const int16_t *x, const uint8_t *w, uint32_t taps) {
+    int32_t sum = 0;
+    for (uint32_t k = 0; k < taps; k++) {
+        sum += x[k] * ((int32_t)w[k] - 128);
+    }
+    return sum;
+}
+
+// Two positions, each weight read once.
+static void dot_pair(const int16_t *x, const int16_t *z, const uint8_t *w, uint32_t taps, int32_t *sums) {
+    int32_t a = 0, b = 0;
+    for (uint32_t k = 0; k < taps; k++) {
+        const int32_t weight = (int32_t)w[k] - 128;
+        a += x[k] * weight;
+        b += z[k] * weight;
+    }
+    sums[0] = (int32_t)((uint32_t)sums[0] + (uint32_t)a);
+    sums[1] = (int32_t)((uint32_t)sums[1] + (uint32_t)b);
+}
+#endif
+
+void ul_dots(const ul_patch *patch, const uint8_t *weights, uint32_t row_bytes, uint32_t count) {
+    const void *const inputs = patch->inputs;
+#if defined(UL_ASM_V6M)
+    const uint32_t sizes[3] = {patch->taps, row_bytes, count};
+    if (patch->positions == 2) {
+        ul_dots2_v6m(inputs, weights, patch->sums, sizes);
+    } else {
+        ul_dots1_v6m(inputs, weights, patch->sums, sizes);
+    }
+#else
+    const int16_t *const x = inputs;
+    int32_t *sums = patch->sums;
+    for (uint32_t n = 0; n < count; n++, weights += row_bytes, sums += patch->positions) {
+        if (patch->positions == 2) {
+            dot_pair(x, x + patch->taps, weights, patch->taps, sums);
+        } else {
+            *sums = (int32_t)((uint32_t)*sums + (uint32_t)dot(x, weights, patch->taps));
+        }
+    }
+#endif
+}
+
+static void to_codes(const ul_record *r, const ul_codes *c, uint32_t positions) {
+    const int32_t *sums = c->sums;
+    int8_t *y = c->y;
+    for (uint32_t i = 0; i < c->count; i++, y += c->y_step, sums += positions) {
+        const uint32_t n = i * c->step;
+        if (positions == 2) {
+            y[c->y_other] = ul_channel_code(r, sums[1], c->multiplier, c->shift, n);
+        }
+        y[0] = ul_channel_code(r, sums[0], c->multiplier, c->shift, n);
+    }
+}
+
+void ul_to_codes(const ul_record *r, const ul_codes *codes, uint32_t positions, int fast) {
+#if defined(UL_ASM_V6M)
+    if (fast) {
+        const int twice = r->rounding == UL_ROUND_DOUBLE, away = r->rounding == UL_ROUND_AWAY;
+        if (positions == 1) {
+            (twice ? ul_codes1_double_v6m : away ? ul_codes1_away_v6m : ul_codes1_single_v6m)(codes);
+            return;
+        }
+        if (!away) {
+            (twice ? ul_codes2_double_v6m : ul_codes2_single_v6m)(codes);
+            return;
+        }
+    }
+#endif
+    (void)fast;
+    to_codes(r, codes, positions);
+}
+
+int ul_is_fast(const ul_record *r, const int32_t *bias, const int32_t *multiplier, const int8_t *shift, uint32_t taps) {
+    const uint32_t limit = (uint32_t)1 << 28;
+    uint32_t large = 0, negative = 0, far = 0;
+    for (uint32_t n = 0; n < r->out_c; n++) {
+        large |= (uint32_t)bias[n] + limit;
+    }
+    for (uint32_t n = ul_scale_step(r) ? r->out_c : 1; n; n--) {
+        negative |= (uint32_t)*multiplier++;
+        far |= (uint32_t)(*shift++ + 32) & (uint32_t)-32; // -32..-1 become 0..31
+    }
+    // A bias beyond +-2^28 has left a bit above the 29th.
+    return taps < (uint32_t)1 << 14 && !(r->flags & UL_FLAG_FULL_RANGE) && !(large >> 29) && !(negative >> 31) && !far;
+}
+
+#if defined(UL_ASM_V6M)
+// Finds the shorter way for sums up to `most` in size (DOUBLE rounding); 0 where there is none.
+//
+// With e the right shift and m the multiplier, the exact value is u = sum * m / 2^(31 + e). Here q = a * upper with
+// a = sum >> before and upper = m / 2^16 rounded, so that u is about q / 2^after, after = 15 + e - before. In units of q
+// - dropping bits of the sum costs from 0 to 2^15,
+// - rounding m costs up to |a| / 2; where |u| <= 257, and beyond it every code has saturated, |a| <= 257 * 2^(e + 1 - before);
+// - gemmlowp's first rounding and its way with ties shift u by -3/2 to 1/2 of 2^(15 - before).
+int ul_quick_for(const ul_codes *codes, uint32_t most, ul_quick *quick) {
+    const int32_t e = -codes->shift[0];
+    int32_t before = 0;
+    while ((most >> before) >= 0xF000) {
+        before++;
+    }
+    const int32_t after = 15 + e - before;
+    if (after < 18 || after > 26 || before > 8) {
+        return 0;
+    }
+    const int32_t slop = (257 << (e - before > 0 ? e - before : 0)) + 4, first = (int32_t)1 << (14 - before);
+    quick->before = before;
+    quick->upper = (codes->multiplier[0] + 0x8000) >> 16;
+    quick->after = after;
+    quick->offset = ((int32_t)1 << (after - 1)) - slop - 3 * first;
+    quick->window = 2 * slop + 4 * first + ((int32_t)1 << 15);
+    return quick->upper < 0x8000;
+}
+#endif
