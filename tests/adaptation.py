@@ -34,7 +34,7 @@ from threadpoolctl import threadpool_limits
 
 import ulearn
 from ulearn.trainer import shuffle
-from ulearn_host.compiler import SCHEMES, Options, trainable
+from ulearn_host.compiler import TRAINING_SCHEMES, Options, trainable
 from ulearn_host.importers import from_sklearn
 from ulearn_host.prepare import prepare
 from ulearn_host.quantise import FloatDense, forward
@@ -67,7 +67,7 @@ class Windows:
 class Settings:
     """What is tried. skip: the integer step's threshold for samples that are right already; float32 has none."""
 
-    schemes: tuple[str, ...] = SCHEMES
+    schemes: tuple[str, ...] = TRAINING_SCHEMES
     rates: tuple[float, ...] = RATES
     epochs: int = EPOCHS
     seeds: tuple[int, ...] = SEEDS
@@ -202,7 +202,7 @@ def run_subject(windows: Windows, settings: Settings, subject: int, seed: int) -
         plans = [prepare(layers, x[others], y[others], options=Options(scheme)) for scheme in settings.schemes]
         models = [ulearn.load(plan.data) for plan in plans]
         x, y, executions = x[~others], y[~others], windows.executions[~others]
-        codes = plans[0].network.layers[0].input.codes(x)
+        codes = plans[0].network.input.codes(x)
         early = executions <= np.median(np.unique(executions))
         before, after = np.zeros((2, 2)), np.zeros((2, 2, len(settings.schemes), len(settings.rates)))
         for half, train in enumerate((early, ~early)):

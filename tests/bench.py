@@ -1,7 +1,10 @@
 """The README's tables, measured: `make bench`, or `make bench ARGS=--write` to put them into README.md.
 
-A 64-32-10 perceptron with seeded weights, every scheme, on the emulated Cortex-M0 with an RP2040's heap. Instruction
-counts come from the emulator and repeat exactly; they include MicroPython's share of a call.
+A 64-32-10 perceptron with seeded weights, every scheme, on the emulated Cortex-M0 with an RP2040's heap; kernels and
+whole models on the emulated Cortex-M0 and Cortex-M3 and on x64 (tests/bench_tables.py); accuracies on recordings
+(tests/adaptation.py). Instruction counts come from the emulator and repeat exactly.
+
+`make bench ARGS=--fit` measures what host/ulearn_host/costs.json is fitted to instead (tests/bench_fit.py).
 """
 
 from __future__ import annotations
@@ -17,8 +20,12 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "device")]
 
-from ulearn_host import deploy, emulate, report  # noqa: E402
-from ulearn_host.compiler import SCHEMES, Options, compile_plan  # noqa: E402
+import bench_tables  # noqa: E402
+from conftest import data_folder  # noqa: E402
+from ulearn import plan as plan_file  # noqa: E402
+from ulearn_host import costs, deploy, emulate, report  # noqa: E402
+from ulearn_host import numbers as n  # noqa: E402
+from ulearn_host.compiler import TRAINING_SCHEMES, Options, compile_plan  # noqa: E402
 from ulearn_host.quantise import FloatDense, quantise  # noqa: E402
 
 README = HERE.parent / "README.md"
@@ -43,18 +50,18 @@ def rows() -> list[list[str]]:
     result = []
     with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
         folder = Path(temporary)
-        for scheme in SCHEMES:
+        for scheme in TRAINING_SCHEMES:
             (folder / f"{scheme}.ulm").write_bytes(compile_plan(network(), Options(scheme)).data)
         deploy.deploy(board.port, folder / "last.ulm")
-        files = [str(folder / f"{scheme}.ulm") for scheme in SCHEMES]
+        files = [str(folder / f"{scheme}.ulm") for scheme in TRAINING_SCHEMES]
         files += [str(HERE / "device" / name) for name in ("memory.py", "speed.py")]
         deploy.mpremote(board.port, "fs", "cp", *files, ":")
-        for scheme in SCHEMES:
+        for scheme in TRAINING_SCHEMES:
             path = f"{scheme}.ulm"
             heap = _line(board.port, f"import memory; memory.heap('{path}')", "heap")[0]
             inference, step = _line(board.port, f"import speed; speed.main('{path}')", "speed")
             plan = report.read(folder / path)
-            macs = plan.macs("forward"), plan.macs("train")
+            macs = _macs(folder / path, n.KIND_FORWARD), _macs(folder / path, n.KIND_TRAIN)
             trains = sum(t["bytes"] for t in plan.tensors)
             result.append(
                 [
@@ -71,17 +78,22 @@ def rows() -> list[list[str]]:
     return result
 
 
+def _macs(path: Path, kind: int) -> int:
+    """Multiply-accumulates of the program of a kind."""
+    programs = plan_file.read(str(path)).programs
+    return costs.macs(costs.records_of(next(bytes(p) for p in programs if p[n.P_KIND] == kind)))
+
+
 def code_sizes() -> dict[str, int]:
     """Bytes of heap that importing takes on a freshly started board, for inference and with the trainer."""
-    sizes = {}
-    for name, more in (("inference", ""), ("inference and training", ",ulearn.trainer")):
-        with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
-            path = Path(temporary) / "last.ulm"
-            path.write_bytes(compile_plan(network(), Options("last")).data)
-            deploy.deploy(board.port, path)
+    sizes = {"native module": emulate.find_native("armv6m").stat().st_size}
+    with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
+        path = Path(temporary) / "last.ulm"
+        path.write_bytes(compile_plan(network(), Options("last")).data)
+        deploy.deploy(board.port, path)
+        for name, more in (("inference", ""), ("inference and training", ",ulearn.trainer")):
             deploy.mpremote(board.port, "soft-reset")
             sizes[name] = _line(board.port, _IMPORT.format(more=more), "import")[0]
-    sizes["native module"] = emulate.find_native("armv6m").stat().st_size
     return sizes
 
 
@@ -116,7 +128,7 @@ def accuracy() -> str:
 
 
 def in_readme(name: str) -> str:
-    """What stands between the markers of a table: bench or accuracy."""
+    """What stands between the markers of a table: bench, kernels, models or accuracy."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     match = re.search(re.escape(begin) + r"\n(.*)\n" + re.escape(end), README.read_text(), re.S)
     if not match:
@@ -124,20 +136,33 @@ def in_readme(name: str) -> str:
     return match.group(1)
 
 
-def main() -> None:
-    """Print the tables, or write them into the README."""
+def tables() -> dict[str, str]:
+    """Every table by the name of its markers; those that need the shared data only where it is."""
     import adaptation
 
+    bench_tables.measure_all()
+    found = {"bench": text(), "kernels": bench_tables.kernel_text()}
+    if data_folder():
+        found["models"] = bench_tables.model_text()
+        found["accuracy"] = accuracy()
+    else:
+        print(f"{adaptation.data_file()} is missing: no tables of models and accuracies", file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    """Print the tables, or write them into the README, or fit the costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the tables into README.md")
-    write = parser.parse_args().write
-    tables = {"bench": text()}
-    if adaptation.data_file().is_file():
-        tables["accuracy"] = accuracy()
-    else:
-        print(f"{adaptation.data_file()} is missing: no table of accuracies", file=sys.stderr)
-    for name, table in tables.items():
-        if write:
+    parser.add_argument("--fit", action="store_true", help="measure single records and write costs.json instead")
+    arguments = parser.parse_args()
+    if arguments.fit:
+        import bench_fit
+
+        bench_fit.main()
+        return
+    for name, table in tables().items():
+        if arguments.write:
             README.write_text(README.read_text().replace(in_readme(name), table))
         print(table, end="\n\n")
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import reference
-from ulearn_host.compiler import SCHEMES, Options, Plan, compile_plan
+from ulearn_host.compiler import TRAINING_SCHEMES, Options, Plan, compile_plan
 from ulearn_host.errors import UserError
-from ulearn_host.network import Dense, Network, Quantisation
+from ulearn_host.network import Dense, Network, Quantisation, vector
 
 STEPS = 12
 
@@ -40,6 +40,7 @@ def random_network(rng: np.random.Generator, widest: int = 96) -> Network:
     depth = int(rng.integers(1, 5))
     widths = [int(rng.integers(1, widest)) for _ in range(depth)] + [int(rng.integers(2, 20))]
     quantisations = [Quantisation(float(2.0 ** rng.uniform(-8, 0)), int(rng.integers(-128, 128))) for _ in widths]
+    tensors = [vector(f"x{i}", size, q) for i, (size, q) in enumerate(zip(widths, quantisations, strict=True))]
     extreme = rng.random() < 0.2
     layers = []
     for i in range(depth):
@@ -54,12 +55,12 @@ def random_network(rng: np.random.Generator, widest: int = 96) -> Network:
         layers.append(
             Dense(
                 f"dense_{i + 1}",
+                (tensors[i],),
+                tensors[i + 1],
                 weights,
                 bias,
                 scales.astype(np.float32).astype(np.float64),
-                quantisations[i],
-                quantisations[i + 1],
-                relu=bool(rng.random() < 0.7) and i < depth - 1,
+                (tensors[i + 1].zero if rng.random() < 0.7 and i < depth - 1 else -128, 127),
             )
         )
     return Network(tuple(layers), "softmax_ce" if rng.random() < 0.7 else "mse")
@@ -70,19 +71,16 @@ def random_case(seed: int, widest: int = 96) -> Case:
     rng = np.random.default_rng(seed)
     network = random_network(rng, widest)
     options = Options(
-        SCHEMES[seed % 4],
+        TRAINING_SCHEMES[seed % 4],
         "int8" if rng.random() < 0.3 else "int16",
         fraction=6 if rng.random() < 0.6 else int(rng.integers(0, 8)),
         gates=bool(rng.random() < 0.8),
     )
     if options.fraction == 7 and options.weights == "int16":
-        small = tuple(
-            Dense(d.name, (d.weights // 2).astype(np.int8), d.bias, d.weight_scales, d.input, d.output, d.relu)
-            for d in network.layers
-        )
+        small = tuple(replace(d, weights=(d.weights // 2).astype(np.int8)) for d in network.layers)
         network = Network(small, network.loss)
-    outputs = network.layers[-1].outputs
-    inputs = rng.integers(-128, 128, (STEPS, network.layers[0].inputs)).astype(np.int8)
+    outputs = network.output.size
+    inputs = rng.integers(-128, 128, (STEPS, network.input.size)).astype(np.int8)
     if network.loss == "softmax_ce":
         targets = rng.integers(0, outputs, STEPS).astype(np.uint16)
     else:

@@ -46,6 +46,11 @@ class Device:
         """Copy files to the board's root."""
         deploy.mpremote(self.port, "fs", "cp", *(str(f) for f in files), ":")
 
+    def fresh(self, code: str) -> list[str]:
+        """The same on a board that has just been reset, with all its heap."""
+        lines = deploy.mpremote(self.port, "soft-reset", "exec", code).splitlines()
+        return [line.rstrip() for line in lines]
+
     def run(self, code: str) -> list[str]:
         """Execute code and return the lines it printed."""
         return [line.rstrip() for line in deploy.mpremote(self.port, "exec", code).splitlines()]

@@ -146,5 +146,5 @@ def test_features_feed_the_head() -> None:
         count = len(case.plan.network.layers) - 1
         machine.run("forward", x, b"", 0, count)
         offset = machine.plan.programs["forward"].records[count - 1].operands[1].offset
-        size = case.plan.network.layers[-2].outputs
+        size = case.plan.network.layers[-2].output.size
         assert bytes(model.features(x)) == bytes(machine.arena[offset : offset + size])

@@ -24,7 +24,7 @@ def float_gradients(network: Network, x: np.ndarray, target: np.ndarray) -> list
     inputs = [x]
     for d, w, b in zip(network.layers, weights, biases, strict=True):
         y = w @ inputs[-1] + b
-        inputs.append(np.maximum(y, 0) if d.relu else y)
+        inputs.append(np.maximum(y, 0) if d.masked else y)
     y = inputs[-1]
     if network.loss == "softmax_ce":
         p = np.exp(y - y.max())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import bench
+import bench_tables
 from conftest import ON_DEBIAN, Device
 from ulearn_host.compiler import Options, compile_plan
 
@@ -27,12 +28,33 @@ def differences(old: str, new: str) -> list[tuple[str, str, float]]:
     return result
 
 
-def test_the_table_of_costs_is_measured() -> None:
-    """Regenerated, every number is within 2 % (compilers differ a little)."""
+@pytest.fixture(scope="module", autouse=True)
+def measured() -> None:
+    """Kernels and models on all processors at once, where that can be."""
+    if ON_DEBIAN:
+        bench_tables.measure_all()
+
+
+def assert_close(old: str, new: str) -> None:
+    """Every number within 2 % (compilers differ a little), all else the same."""
+    for before, after, difference in differences(old, new):
+        allowed = max(0.02 * float(after.replace(",", "").rstrip(".")), 0.11 if "." in after else 0)
+        assert difference <= allowed, (before, after)
+
+
+@pytest.mark.parametrize("name", ["bench", "kernels"])
+def test_a_table_of_costs_is_measured(name: str) -> None:
+    """Regenerated, it says the same."""
     if not ON_DEBIAN:
         pytest.skip("not a Debian system: the emulated Cortex-M0 cannot be built")
-    for old, new, difference in differences(bench.in_readme("bench"), bench.text()):
-        assert difference <= max(0.02 * float(new.replace(",", "").rstrip(".")), 0.11), (old, new)
+    assert_close(bench.in_readme(name), bench.text() if name == "bench" else bench_tables.kernel_text())
+
+
+def test_the_table_of_models_is_measured(shared_data: Path) -> None:
+    """Regenerated, it says the same."""
+    if not ON_DEBIAN:
+        pytest.skip("not a Debian system: the emulated Cortex-M0 cannot be built")
+    assert_close(bench.in_readme("models"), bench_tables.model_text())
 
 
 def test_the_table_of_accuracies_is_measured(shared_data: Path) -> None:

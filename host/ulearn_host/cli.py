@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from ulearn_host import display, report
-from ulearn_host.compiler import SCHEMES, Options, Scheme, WeightType
+from ulearn_host.compiler import SCHEMES, Options, Plan, Scheme, WeightType
 from ulearn_host.emulate import EmulatorError
 from ulearn_host.errors import UserError
+from ulearn_host.network import Loss, Network
+from ulearn_host.quantise import quantise
 
 app = typer.Typer(
     help="On-device learning for MicroPython: prepare a pretrained network, put it on boards, let them learn.",
@@ -36,81 +40,131 @@ Rate = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Of the order of samples and of stochastic rounding.")]
 
 
-@app.command(epilog="Example:  ulearn prepare digits.joblib --calibration samples.npz --scheme last+bias")
+@app.command(
+    epilog="Examples:  ulearn prepare kws.tflite   |   ulearn prepare cnn.onnx --calibration samples.npz   |   "
+    "ulearn prepare digits.joblib --calibration samples.npz --scheme last+bias"
+)
 def prepare(
-    model: Annotated[Path, typer.Argument(help="Trained network: .npz (w0, b0, ...) or scikit-learn .joblib/.pkl.")],
-    calibration: Annotated[Path, typer.Option(help="npz with x (and y, to calibrate the training as well).")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="int8 .tflite; .onnx, float or int8 QDQ; scikit-learn .joblib/.pkl; .npz of w0, b0, ..."),
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="npz with x (and y, to calibrate the training as well); a float model needs it."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write the plan; default: MODEL.ulm.")
     ] = None,
-    scheme: Annotated[str, typer.Option(help=f"What trains on the board: {', '.join(SCHEMES)}.")] = "last+bias",
+    scheme: Annotated[
+        str | None,
+        typer.Option(help=f"What trains on the board: {', '.join(SCHEMES)}; default: the most that can."),
+    ] = None,
     weights: Annotated[str, typer.Option(help="How trainable weights are kept: int16, or int8 (less RAM).")] = "int16",
-    loss: Annotated[str | None, typer.Option(help="softmax_ce or mse; an npz is taken for a classifier.")] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="softmax_ce or mse; an npz is taken for a classifier, so is what ends in a softmax."),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Names of the classes, with commas between them.")] = None,
 ) -> None:
-    """Quantise a float network and compile it into a plan (.ulm)."""
+    """Turn a trained network into a plan (.ulm) that a board can run and train."""
     from ulearn_host import importers
-    from ulearn_host.prepare import prepare as make
-    from ulearn_host.prepare import write
+    from ulearn_host import prepare as preparation
 
-    _one_of("scheme", scheme, SCHEMES)
+    if scheme is not None:
+        _one_of("scheme", scheme, SCHEMES)
     _one_of("weights", weights, get_args(WeightType))
-    layers, found, labels = importers.load_model(model)
     if loss is not None:
         _one_of("loss", loss, ("softmax_ce", "mse"))
-        found = "mse" if loss == "mse" else "softmax_ce"
-    x, y = importers.load_samples(calibration)
-    if y is not None and found == "softmax_ce" and labels and not np.issubdtype(y.dtype, np.integer):
-        y = np.array([labels.index(str(v)) if str(v) in labels else -1 for v in y])
-    outputs = len(layers[-1].bias)
-    if y is not None and found == "softmax_ce":
-        if y.ndim != 1 or y.dtype.kind not in "iub" or y.min() < 0 or y.max() >= outputs:
-            raise UserError(f"{calibration}: y must hold labels from 0 to {outputs - 1}")
-    elif y is not None and (y.dtype.kind not in "fiu" or y.size != len(y) * outputs):
-        raise UserError(f"{calibration}: y has shape {y.shape}, expected targets ({len(y)}, {outputs})")
-    options = Options(cast(Scheme, scheme), cast(WeightType, weights))
+    names = tuple(name.strip() for name in labels.split(",")) if labels else ()
+    x, y = importers.load_samples(calibration) if calibration else (None, None)
     with display.steps() as steps:
-        tick = steps.counter(f"preparing {model.name}", 3)
-        plan = make(
-            layers,
-            x,
-            y,
-            loss=found,
-            labels=labels,
-            options=options,
-            source=model.name,
-            progress=lambda step: tick(),
+        if model.suffix in importers.GRAPHS:
+            network, codes = importers.quantised(model, x, steps.bar(f"reading {model.name}"))
+        else:
+            layers, found, known = importers.load_model(model)
+            if x is None:
+                raise UserError(f"{model}: a float network needs samples to be quantised; name them with --calibration")
+            network = quantise(layers, x, loss_of(loss, found), known, source=model.name)
+            codes = network.input.codes(x)
+        network = replace(network, loss=loss_of(loss, network.loss), labels=names or network.labels)
+        if names and len(names) != network.output.size:
+            raise UserError(f"--labels has {len(names)} names, the network has {network.output.size} outputs")
+        options = Options(
+            cast(Scheme, scheme) if scheme else preparation.best_scheme(network), cast(WeightType, weights)
         )
+        targets = None if y is None else _targets(calibration, y, network)
+        tick = steps.counter(f"preparing {model.name}", 2 if targets is not None and options.scheme != "none" else 1)
+        plan = preparation.from_network(network, codes, targets, options=options, progress=lambda step: tick())
     path = out or model.with_suffix(".ulm")
-    write(plan, path)
+    preparation.write(plan, path)
     read = report.read(path)
-    display.console.print(f"{path}: {len(plan.data):,} bytes, {read.ram_bytes:,} bytes of RAM on a 32-bit board")
-    if y is None:
+    display.console.print(
+        f"{path}: {len(plan.data):,} bytes, {read.ram_bytes:,} bytes of RAM on a 32-bit board; trains {_trains(plan)}",
+        soft_wrap=True,
+    )
+    for note in network.notes:
+        display.console.print(f"note: {note}", soft_wrap=True)
+    if options.scheme == "none" and scheme is None:
+        why = (
+            "it has no loss; name one with --loss" if network.loss == "none" else "its last layer cannot be trained yet"
+        )
+        display.console.print(f"note: nothing will train, since {why}", soft_wrap=True)
+    elif targets is None and options.scheme != "none":
         display.console.print("no labels were given: the board calibrates the training itself in its first 16 steps")
 
 
-@app.command(epilog="Example:  ulearn inspect digits.ulm --json")
-def inspect(plan: PlanPath, as_json: Json = False) -> None:
-    """Show a plan's operations, RAM and flash."""
+def loss_of(named: str | None, found: Loss) -> Loss:
+    """The loss that the user named, else the one that was found."""
+    return found if named is None else "mse" if named == "mse" else "softmax_ce"
+
+
+def _trains(plan: Plan) -> str:
+    return ", ".join(tensor.name for tensor in plan.tensors) or "nothing"
+
+
+def _targets(path: Path | None, y: NDArray[Any], network: Network) -> NDArray[Any] | None:
+    """y as labels or vectors that fit the network; None where nothing could be trained with them."""
+    outputs = network.output.size
+    if network.loss == "none":
+        return None
+    if network.loss == "mse":
+        if y.dtype.kind not in "fiu" or y.size != len(y) * outputs:
+            raise UserError(f"{path}: y has shape {y.shape}, expected targets ({len(y)}, {outputs})")
+        return y
+    if network.labels and not np.issubdtype(y.dtype, np.integer):
+        y = np.array([network.labels.index(str(v)) if str(v) in network.labels else -1 for v in y])
+    if y.ndim != 1 or y.dtype.kind not in "iub" or y.min() < 0 or y.max() >= outputs:
+        raise UserError(f"{path}: y must hold labels from 0 to {outputs - 1}")
+    return y
+
+
+@app.command(
+    epilog="Examples:  ulearn inspect digits.ulm  |  ulearn inspect digits.ulm --picture memory.html  |  "
+    "ulearn inspect digits.ulm --json"
+)
+def inspect(
+    plan: PlanPath,
+    as_json: Json = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw the memory over the operations into this file: .html or .png.")
+    ] = None,
+) -> None:
+    """Show a plan's operations, its memory over them, RAM and flash, and where frozen weights may lie."""
+    from ulearn_host import inspection
+    from ulearn_host import picture as pictures
+
+    if picture:
+        pictures.check(picture)
     read = report.read(plan)
+    if picture:
+        pictures.write(picture, read)
     if as_json:
         print(json.dumps(read.as_json(), indent=2))
         return
-    title = f"{plan.name}  {read.meta.get('scheme', '')}  {read.loss}"
-    for program in dict.fromkeys(o.program for o in read.operations):
-        rows = [
-            [o.name, o.shape, o.weights, display.size(o.macs) if o.macs else ""]
-            for o in read.operations
-            if o.program == program
-        ]
-        rows.append(["", "", "in all", display.size(read.macs(program))])
-        display.table(f"{title}: {program}", ["operation", "shape", "weights", "multiply-accumulates"], rows, 3)
-    rows = [[t["name"], t["dtype"], str(t["shape"]), display.size(t["bytes"])] for t in read.tensors]
-    display.table("trainable", ["tensor", "kept as", "shape", "bytes"], rows, 3)
-    rows = [[name, display.size(value)] for name, value in read.buffers.items()]
-    rows += [["RAM in all, code apart", display.size(read.ram_bytes)], ["flash", display.size(read.flash_bytes)]]
-    display.table("memory (32-bit board)", ["part", "bytes"], rows)
-    cuts = ", ".join(f"{c['name']} ({c['bytes']} bytes)" for c in read.cuts)
-    display.console.print(f"model {read.model_id}; cuts: {cuts or 'none'}")
+    inspection.show(read)
+    if picture:
+        display.console.print(f"picture: {picture}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example:  ulearn deploy digits.ulm --port /dev/ttyACM0")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from ulearn_host import memory, scales
 from ulearn_host import numbers as n
 from ulearn_host.errors import UserError
-from ulearn_host.network import Dense, Network
+from ulearn_host.lowering import Blob, Lowering, Record
+from ulearn_host.network import Dense, Network, Reshape, Softmax, Tensor, Weighted
 
-Scheme = Literal["last", "bias", "last+bias", "full"]
+Scheme = Literal["last", "bias", "last+bias", "full", "none"]
 WeightType = Literal["int16", "int8"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+TRAINING_SCHEMES = tuple(scheme for scheme in SCHEMES if scheme != "none")
 DEFAULT_SKIP = 1 / 16
 # What a Trainer starts with when it is not told: best on the accelerometer windows (tests/adaptation.py), rounded to
 # the cautious side where the best is broad.
-_RATES: dict[Scheme, float] = {"last": 0.03, "bias": 0.3, "last+bias": 0.03, "full": 0.01}
+_RATES: dict[Scheme, float] = {"last": 0.03, "bias": 0.3, "last+bias": 0.03, "full": 0.01, "none": 0.03}
 
 
 @dataclass(frozen=True)
@@ -37,27 +39,7 @@ class Options:
 
 
 @dataclass
-class _Blob:
-    """A buffer that grows by aligned pieces."""
-
-    buffer: int
-    data: bytearray = field(default_factory=bytearray)
-    known: dict[bytes, int] = field(default_factory=dict)
-
-    def add(self, values: NDArray[Any], shared: bool = True) -> int:
-        """Append an array (or find it again) and return its operand."""
-        raw = values.tobytes()
-        if shared and raw in self.known:
-            return self.known[raw]
-        self.data += bytes(-len(self.data) % memory.ALIGNMENT)
-        operand = self.buffer << 28 | len(self.data)
-        self.data += raw
-        self.known[raw] = operand
-        return operand
-
-
-@dataclass
-class Tensor:
+class Trainable:
     """A trainable tensor as TENSORS describes it. scales: float32 [channels], real units of one step of the integer."""
 
     name: str
@@ -66,21 +48,6 @@ class Tensor:
     shape: tuple[int, int, int, int]
     operand: int
     scales: NDArray[np.float32]
-
-
-@dataclass
-class Record:
-    """One record before its arena operands are known; operands are numbers or names of arena tensors."""
-
-    op: int
-    name: str
-    operands: dict[int, int | str]
-    writes: tuple[str, ...] = ()
-    fields: dict[str, int] = field(default_factory=dict)
-
-    def reads(self) -> list[str]:
-        """Names of the arena tensors it touches."""
-        return [o for o in self.operands.values() if isinstance(o, str)]
 
 
 @dataclass
@@ -102,7 +69,7 @@ class Plan:
 
     data: bytes
     programs: list[Program]
-    tensors: list[Tensor]
+    tensors: list[Trainable]
     network: Network
     options: Options
     model_id: bytes
@@ -119,109 +86,161 @@ def _largest(dtype: int, fraction: int) -> int:
 
 def trainable(index: int, count: int, scheme: Scheme) -> tuple[bool, bool]:
     """Whether layer `index` of `count` trains its weights, and its bias."""
+    if scheme == "none":
+        return False, False
     last = index == count - 1
     weights = scheme == "full" or (last and scheme in ("last", "last+bias"))
     return weights, scheme != "last" or last
 
 
+def check_trainable(network: Network, scheme: Scheme) -> None:
+    """Raise UserError where the scheme asks for gradients that are not supported yet."""
+    if scheme == "none":
+        return
+    if network.loss == "none":
+        raise UserError("the network has no loss to train with; name one, or choose the scheme 'none'")
+    if not network.layers:
+        raise UserError("the network has no layer with weights to train; choose the scheme 'none'")
+    flags = [trainable(i, len(network.layers), scheme) for i in range(len(network.layers))]
+    deepest = network.layers[min(i for i, either in enumerate(flags) if any(either))]
+    ops = [op for op in network.ops if not isinstance(op, Reshape)]
+    if ops and isinstance(ops[-1], Softmax):
+        ops.pop()
+    for op in ops[ops.index(deepest) :]:
+        if not isinstance(op, Dense) or op.rows > 1:
+            raise UserError(
+                f"{op.name}: the scheme '{scheme}' needs gradients of {type(op).__name__.lower()}, which are not "
+                f"supported yet; choose 'last' where the last layer is dense, or 'none'"
+            )
+    last = ops[-1]
+    if isinstance(last, Dense) and last.activation != (-128, 127):
+        raise UserError(f"{last.name}: the last layer has an activation, which training cannot pass; choose 'none'")
+
+
 class _Compiler:
     def __init__(self, network: Network, options: Options) -> None:
+        check_trainable(network, options.scheme)
         self.network, self.options = network, options
         self.layers = network.layers
-        self.frozen, self.train = _Blob(n.BUF_FROZEN), _Blob(n.BUF_TRAIN)
-        self.tensors: list[Tensor] = []
-        self.weights: list[tuple[int, int, int]] = []  # operand, dtype, fraction
-        self.biases: list[int] = []
-        for i, layer in enumerate(self.layers):
-            self._parameters(layer, *trainable(i, len(self.layers), options.scheme))
+        self.frozen, self.train = Blob(n.BUF_FROZEN), Blob(n.BUF_TRAIN)
+        self.lowering = Lowering(self.frozen, self.place)
+        self.alias = _aliases(network)
+        self.sizes: dict[str, int] = {}
+        self.lowered: dict[int, list[Record]] = {}
+        self.tensors: list[Trainable] = []
         flags = [trainable(i, len(self.layers), options.scheme) for i in range(len(self.layers))]
-        self.deepest = min(i for i, either in enumerate(flags) if any(either))
+        self.deepest = min((i for i, either in enumerate(flags) if any(either)), default=len(self.layers))
+        self.weights: dict[int, tuple[int, int, int]] = {}  # operand, dtype, fraction
+        self.biases: dict[int, int] = {}
+        for i in range(self.deepest, len(self.layers)):
+            self._parameters(i, *flags[i])
         # Gates from the loss towards the input, one a trainable tensor.
         self.gate_of: dict[tuple[int, str], int] = {}
         for i in reversed(range(len(self.layers))):
             for kind, on in zip(("weight", "bias"), flags[i], strict=True):
                 if on:
                     self.gate_of[i, kind] = len(self.gate_of)
-        self.gains = len(self.layers) - 1 - self.deepest
+        self.gains = max(0, len(self.layers) - 1 - self.deepest)
         self.first_gate = n.STATE_BYTES + n.GAIN_BYTES * self.gains
 
-    def _parameters(self, layer: Dense, weights: bool, bias: bool) -> None:
+    def place(self, tensor: Tensor) -> int | str:
+        """Where an activation lies: the caller's input, or the arena."""
+        name = self.alias.get(tensor.name, tensor.name)
+        if name == self.network.input.name:
+            return n.BUF_INPUT << 28
+        self.sizes["act " + name] = tensor.size
+        return "act " + name
+
+    def gradient(self, tensor: Tensor) -> str:
+        """The arena tensor of a gradient at an activation."""
+        name = "grad " + self.alias.get(tensor.name, tensor.name)
+        self.sizes[name] = n.GRADIENT_HEADER + 2 * tensor.size
+        return name
+
+    def _parameters(self, i: int, weights: bool, bias: bool) -> None:
+        layer = self.layers[i]
         dtype, fraction = n.DTYPE_INT8, 0
+        outputs = len(layer.weights)
         if weights:
             values: NDArray[Any] = layer.weights
             if self.options.weights == "int16":
                 dtype, fraction = n.DTYPE_INT16, self.options.fraction
                 values = layer.weights.astype(np.int16) << fraction
             operand = self.train.add(values, shared=False)
-            shape = (layer.outputs, 1, 1, layer.inputs)
+            shape = (outputs, 1, 1, layer.weights[0].size)
             steps = (layer.weight_scales / 2**fraction).astype(np.float32)
-            self.tensors.append(Tensor(layer.name + "/weights", dtype, fraction, shape, operand, steps))
+            self.tensors.append(Trainable(layer.name + "/weights", dtype, fraction, shape, operand, steps))
         else:
             operand = self.frozen.add(layer.weights)
-        self.weights.append((operand, dtype, fraction))
+        self.weights[i] = operand, dtype, fraction
         if bias:
             operand = self.train.add(layer.bias, shared=False)
             steps = (layer.weight_scales * layer.input.scale).astype(np.float32)
-            self.tensors.append(
-                Tensor(layer.name + "/bias", n.DTYPE_INT32, 0, (layer.outputs, 1, 1, 1), operand, steps)
-            )
+            self.tensors.append(Trainable(layer.name + "/bias", n.DTYPE_INT32, 0, (outputs, 1, 1, 1), operand, steps))
         else:
             operand = self.frozen.add(layer.bias)
-        self.biases.append(operand)
+        self.biases[i] = operand
 
-    def activation(self, i: int) -> int | str:
-        """What layer i reads: the caller's input, or the arena."""
-        return n.BUF_INPUT << 28 if i == 0 else f"act{i}"
-
-    def forward(self) -> list[Record]:
-        records = []
-        for i, layer in enumerate(self.layers):
-            pairs = [scales.requantisation(layer.input.scale * s / layer.output.scale) for s in layer.weight_scales]
-            weights, dtype, fraction = self.weights[i]
-            fields = {
-                "rounding": n.ROUND_SINGLE,
-                "in_c": layer.inputs,
-                "out_c": layer.outputs,
-                "zero_in": layer.input.zero,
-                "zero_out": layer.output.zero,
-                "act_min": layer.output.zero if layer.relu else -128,
-                "act_max": 127,
-                "w_dtype": dtype,
-                "fraction": fraction,
-            }
-            operands: dict[int, int | str] = {
-                0: self.activation(i),
-                1: f"act{i + 1}",
-                2: weights,
-                3: self.biases[i],
-                4: self.frozen.add(np.array([m for m, _ in pairs], dtype=np.int32)),
-                5: self.frozen.add(np.array([s for _, s in pairs], dtype=np.int8)),
-            }
-            records.append(Record(n.OP_DENSE, layer.name, operands, (f"act{i + 1}",), fields))
+    def forward(self, training: bool) -> list[Record]:
+        """The network's records; a training program has no use for the softmax behind the logits."""
+        records: list[Record] = []
+        index = {id(layer): i for i, layer in enumerate(self.layers)}
+        for op in self.network.ops:
+            if training and isinstance(op, Softmax) and op is self.network.ops[-1]:
+                continue
+            i = index.get(id(op), -1)
+            if id(op) not in self.lowered:  # once, so that both programs read the same constants
+                self.lowered[id(op)] = [self._trained(i)] if i >= self.deepest else self.lowering.records(op)
+            records += self.lowered[id(op)]
+        output = self.network.output
+        if not isinstance(self.place(output), str):  # nothing but reshapes: the answer still lies in the arena
+            self.sizes["act output"] = output.size
+            fields = {"in_h": 1, "in_w": 1, "in_c": output.size, "out_h": 1, "out_w": 1, "out_c": output.size}
+            operands: dict[int, int | str] = {0: self.place(output), 1: "act output"}
+            records.append(Record(n.OP_COPY, "copy", operands, ("act output",), fields))
         return records
 
+    def _trained(self, i: int) -> Record:
+        """A dense layer whose weights a backward record reads or changes: they lie in canonical order."""
+        layer = self.layers[i]
+        weights, dtype, fraction = self.weights[i]
+        more, rounding = self.lowering.quantised_sums(layer)
+        fields = rounding | {
+            "in_h": 0,
+            "in_w": 0,
+            "in_c": layer.input.size,
+            "out_h": 0,
+            "out_w": 0,
+            "out_c": len(layer.weights),
+            "act_min": layer.activation[0],
+            "act_max": layer.activation[1],
+            "w_dtype": dtype,
+            "fraction": fraction,
+        }
+        operands: dict[int, int | str] = {2: weights, 3: self.biases[i]}
+        return self.lowering.record(n.OP_DENSE, layer, operands | more, fields)
+
     def loss(self) -> Record:
-        last = self.layers[-1]
-        target = n.BUF_TARGET << 28
-        top = len(self.layers)
-        operands: dict[int, int | str] = {0: f"act{top}", 1: f"grad{top}", 3: target}
-        fields = {"out_c": last.outputs}
+        logits = self.network.logits
+        gradient = self.gradient(logits)
+        operands: dict[int, int | str] = {0: self.place(logits), 1: gradient, 3: n.BUF_TARGET << 28}
+        fields = {"out_c": logits.size}
         if self.network.loss == "mse":
-            return Record(n.OP_MSE, "mean squared error", operands, (f"grad{top}",), fields)
-        table = scales.exponentials(last.output.scale)
+            return Record(n.OP_MSE, "mean squared error", operands, (gradient,), fields)
+        last = self.network.ops[-1]
+        table = scales.exponentials(logits.scale * (last.beta if isinstance(last, Softmax) else 1.0))
         operands[2] = self.frozen.add(table)
         fields["extra"] = len(table)
-        return Record(n.OP_SOFTMAX_CE, "softmax cross-entropy", operands, (f"grad{top}",), fields)
+        return Record(n.OP_SOFTMAX_CE, "softmax cross-entropy", operands, (gradient,), fields)
 
     def backward(self) -> list[Record]:
         """Reverse-mode differentiation; a weight is updated as soon as its gradient was passed on."""
         records: list[Record] = []
-        last = self.layers[-1].output.scale
-        outputs = self.layers[-1].outputs
-        unit = 1.0 if self.network.loss == "softmax_ce" else 2 * last / outputs
+        logits = self.network.logits
+        unit = 1.0 if self.network.loss == "softmax_ce" else 2 * logits.scale / logits.size
         for i in reversed(range(self.deepest, len(self.layers))):
             layer = self.layers[i]
-            gradient = f"grad{i + 1}"
+            gradient = self.gradient(layer.output)
             if i > self.deepest:
                 records.append(self._pass_on(i, layer))
             weights, bias = trainable(i, len(self.layers), self.options.scheme)
@@ -232,8 +251,8 @@ class _Compiler:
                 operand, dtype, fraction = self.weights[i]
                 mantissa, e = scales.mantissa11(unit * layer.input.scale * 2.0**fraction)
                 fields = {
-                    "in_c": layer.inputs,
-                    "out_c": layer.outputs,
+                    "in_c": layer.input.size,
+                    "out_c": layer.output.size,
                     "zero_in": layer.input.zero,
                     "w_dtype": dtype,
                     "fraction": fraction,
@@ -241,12 +260,12 @@ class _Compiler:
                     "scale_exp": e + exponent,
                     "gate": self._gate(i, "weight"),
                 }
-                operands = base | {1: self.activation(i), 2: operand}
+                operands = base | {1: self.place(layer.input), 2: operand}
                 records.append(Record(n.OP_UPDATE_WEIGHT, f"update {layer.name}/weights", operands, (), fields))
             if bias:
                 mantissa, e = scales.mantissa11(unit / layer.input.scale)
                 fields = {
-                    "out_c": layer.outputs,
+                    "out_c": layer.output.size,
                     "scale_mant": mantissa,
                     "scale_exp": e + exponent,
                     "gate": self._gate(i, "bias"),
@@ -258,21 +277,22 @@ class _Compiler:
     def _gate(self, layer: int, kind: str) -> int:
         return self.first_gate + self.gate_of[layer, kind] if self.options.gates else 0
 
-    def _pass_on(self, i: int, layer: Dense) -> Record:
+    def _pass_on(self, i: int, layer: Weighted) -> Record:
         weights, dtype, fraction = self.weights[i]
         limit = (2**31 - 1) // (n.MANTISSA_MAX * _largest(dtype, fraction))
-        if layer.outputs > limit:
+        outputs = layer.output.size
+        if outputs > limit:
             raise UserError(
-                f"{layer.name}: {layer.outputs} channels meet in one gradient, at most {limit} are proved not to "
+                f"{layer.name}: {outputs} channels meet in one gradient, at most {limit} are proved not to "
                 f"overflow; choose the scheme 'last'"
             )
         table, exponent = scales.channel_scales(layer.weight_scales)
         below = self.layers[i - 1]
         deeper = [gate for (layer_, _), gate in self.gate_of.items() if layer_ < i]
         fields = {
-            "in_c": layer.inputs,
-            "out_c": layer.outputs,
-            "act_min": below.output.zero if below.relu else -128,
+            "in_c": layer.input.size,
+            "out_c": outputs,
+            "act_min": below.activation[0],
             "act_max": 127,
             "w_dtype": dtype,
             "fraction": fraction,
@@ -283,39 +303,53 @@ class _Compiler:
         if self.options.gates:
             fields["gate"] = self.first_gate + min(deeper)
             flags |= n.FLAG_GATE_DEEPER
-        operands: dict[int, int | str] = {0: f"grad{i + 1}", 1: f"grad{i}", 2: weights, 3: self.frozen.add(table)}
-        if below.relu:
+        passed = self.gradient(below.output)
+        operands: dict[int, int | str] = {
+            0: self.gradient(layer.output),
+            1: passed,
+            2: weights,
+            3: self.frozen.add(table),
+        }
+        if below.masked:
             flags |= n.FLAG_MASK
-            operands[4] = f"act{i}"
+            operands[4] = self.place(below.output)
         fields["flags"] = flags
-        return Record(n.OP_DENSE_BACK, f"gradient of {layer.name}", operands, (f"grad{i}",), fields)
-
-    def size_of(self, tensor: str) -> int:
-        """Bytes of an arena tensor by its name: actI or gradI, at the output of layer I."""
-        outputs = self.layers[int(tensor.lstrip("actgrd")) - 1].outputs
-        return outputs if tensor.startswith("act") else n.GRADIENT_HEADER + 2 * outputs
+        size = memory.aligned(2 * outputs)
+        return Record(n.OP_DENSE_BACK, f"gradient of {layer.name}", operands, (passed,), fields, scratch=size)
 
     def program(self, name: str, kind: int, records: list[Record], state: int) -> Program:
+        answer = self.network.logits if kind == n.KIND_TRAIN else self.network.output
+        output = self.place(answer)
+        output = output if isinstance(output, str) else "act output"
+        lives = self._lives(records, output)
+        offsets, arena = memory.plan(lives)
+        scratch = memory.aligned(max(r.scratch for r in records))
+        target = 0
+        if kind == n.KIND_TRAIN:
+            target = 2 if self.network.loss == "softmax_ce" else answer.size
+        else:
+            state = 0
+        sizes = (self.network.input.size, arena, len(self.frozen.data), len(self.train.data), state, scratch, target)
+        operand = n.BUF_ARENA << 28 | offsets[output]
+        head = struct.pack("<16s7IIIHBB8x", _padded_name(name), *sizes, operand, answer.size, len(records), kind, 0)
+        body = b"".join(_pack(record, offsets) for record in records)
+        return Program(name, records, lives, offsets, arena, scratch, head + body)
+
+    def _lives(self, records: list[Record], output: str) -> list[memory.Life]:
+        """When each arena tensor is in use, and which may take the place of which."""
         spans: dict[str, list[int]] = {}
         for at, record in enumerate(records):
             for tensor in record.reads():
                 spans.setdefault(tensor, []).append(at)
         # The output is read after the program has ended.
-        spans[f"act{len(self.layers)}"].append(len(records))
-        lives = [memory.Life(t, self.size_of(t), s[0], s[-1]) for t, s in spans.items()]
-        offsets, arena = memory.plan(lives)
-        scratch = memory.aligned(max((2 * r.fields["out_c"] for r in records if r.op == n.OP_DENSE_BACK), default=0))
-        last = self.layers[-1]
-        target = 0
-        if kind == n.KIND_TRAIN:
-            target = 2 if self.network.loss == "softmax_ce" else last.outputs
-        else:
-            state = 0
-        sizes = (self.layers[0].inputs, arena, len(self.frozen.data), len(self.train.data), state, scratch, target)
-        output = n.BUF_ARENA << 28 | offsets[f"act{len(self.layers)}"]
-        head = struct.pack("<16s7IIIHBB8x", _padded_name(name), *sizes, output, last.outputs, len(records), kind, 0)
-        body = b"".join(_pack(record, offsets) for record in records)
-        return Program(name, records, lives, offsets, arena, scratch, head + body)
+        spans[output].append(len(records))
+        heirs: dict[str, str] = {}
+        for at, record in enumerate(records):
+            for before in record.in_place:
+                last_use = spans[before][-1] == at and before != record.writes[0]
+                if last_use and before not in heirs and record.writes[0] not in heirs.values():
+                    heirs[before] = record.writes[0]
+        return [memory.Life(t, self.sizes[t], s[0], s[-1], heirs.get(t)) for t, s in spans.items()]
 
     def state(self) -> bytes:
         """The first STATE: every gate open, gains still to be learned, the default rate."""
@@ -335,36 +369,55 @@ def _pack(record: Record, offsets: dict[str, int]) -> bytes:
     for index, operand in record.operands.items():
         operands[index] = n.BUF_ARENA << 28 | offsets[operand] if isinstance(operand, str) else operand
     f: Callable[[str], int] = lambda name: record.fields.get(name, 0)  # noqa: E731
-    return struct.pack(
-        "<4B2H6I6H6B4b2BHhI",
-        *(record.op, n.MODE_APPLY, f("flags"), f("rounding"), f("gate"), f("gain")),
-        *operands,
-        *(0, 0, f("in_c"), 0, 0, f("out_c")),
-        *(0, 0, 0, 0, 0, 0),
-        *(f("zero_in"), f("zero_out"), f("act_min"), f("act_max")),
-        *(f("w_dtype"), f("fraction"), f("scale_mant"), f("scale_exp"), f("extra")),
-    )
+    try:
+        return struct.pack(
+            "<4B2H6I6H6B4b2BHhI",
+            *(record.op, n.MODE_APPLY, f("flags"), f("rounding"), f("gate"), f("gain")),
+            *operands,
+            *(f(name) for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c")),
+            *(f(name) for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left")),
+            *(f("zero_in"), f("zero_out"), f("act_min"), f("act_max")),
+            *(f("w_dtype"), f("fraction"), f("scale_mant"), f("scale_exp"), f("extra")),
+        )
+    except struct.error:
+        raise UserError(
+            f"{record.name}: a dimension is too large; height, width and channels go up to 65,535, kernels, strides "
+            f"and padding up to 255"
+        ) from None
 
 
 def _section(kind: int, value: bytes, required: bool = True) -> bytes:
     return struct.pack("<HHI", kind, n.SECTION_REQUIRED if required else 0, len(value)) + value + bytes(-len(value) % 8)
 
 
-def _shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """A shape as (h, w, c, 0): missing leading dimensions are 1."""
-    h, w, c = (1,) * (3 - len(shape)) + shape if len(shape) <= 3 else (1, 1, int(np.prod(shape)))
-    return h, w, c, 0
+def _aliases(network: Network) -> dict[str, str]:
+    """Tensors that a reshape renames: the name of the one whose memory they are."""
+    alias: dict[str, str] = {}
+    for op in network.ops:
+        if isinstance(op, Reshape):
+            alias[op.output.name] = alias.get(op.input.name, op.input.name)
+    return alias
 
 
-def model_identity(network: Network, tensors: list[Tensor], scheme: str) -> bytes:
-    """16 bytes that name the canonical content, whatever the packing: layers, quantisation, weights, what trains."""
+def _shape(tensor: Tensor) -> tuple[int, int, int, int]:
+    return *tensor.shape, 0
+
+
+def _digest_value(value: Any) -> bytes:
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, tuple):
+        return b"(" + b",".join(_digest_value(v) for v in value) + b")"
+    return repr(value).encode()
+
+
+def model_identity(network: Network, tensors: list[Trainable], scheme: str) -> bytes:
+    """16 bytes that name the canonical content, whatever the packing: operators, quantisation, weights, what trains."""
     digest = hashlib.sha256(scheme.encode())
-    for layer in network.layers:
-        head = [layer.name, layer.relu, *layer.weights.shape]
-        digest.update(json.dumps(head).encode())
-        digest.update(struct.pack("<dqdq", layer.input.scale, layer.input.zero, layer.output.scale, layer.output.zero))
-        for array in (layer.weights, layer.bias, layer.weight_scales):
-            digest.update(array.tobytes())
+    for op in network.ops:
+        digest.update(type(op).__name__.encode())
+        for part in fields(op):
+            digest.update(_digest_value(getattr(op, part.name)))
     for tensor in tensors:
         digest.update(json.dumps([tensor.name, tensor.dtype, tensor.fraction, *tensor.shape]).encode())
     digest.update(network.loss.encode())
@@ -390,18 +443,17 @@ def compile_plan(network: Network, options: Options | None = None, state: bytes 
     for i, layer in enumerate(network.layers):
         wide = options.weights == "int16" and trainable(i, len(network.layers), options.scheme)[0]
         limit = 2**30 // (255 * _largest(n.DTYPE_INT16 if wide else n.DTYPE_INT8, options.fraction))
-        if layer.inputs > limit:
-            raise UserError(
-                f"{layer.name}: {layer.inputs} inputs could overflow the accumulator, at most {limit} cannot"
-            )
+        taps = layer.weights[0].size
+        if taps > limit:
+            raise UserError(f"{layer.name}: {taps} inputs could overflow the accumulator, at most {limit} cannot")
     c = _Compiler(network, options)
     first_state = state or c.state()
     # All records first: they fill FROZEN, whose size each program's header tells.
-    forward, training = c.forward(), [*c.forward(), c.loss(), *c.backward()]
-    programs = [
-        c.program("forward", n.KIND_FORWARD, forward, 0),
-        c.program("train", n.KIND_TRAIN, training, len(first_state)),
-    ]
+    training = [] if options.scheme == "none" else [*c.forward(True), c.loss(), *c.backward()]
+    forward = c.forward(False)
+    programs = [c.program("forward", n.KIND_FORWARD, forward, 0)]
+    if training:
+        programs.append(c.program("train", n.KIND_TRAIN, training, len(first_state)))
     model_id = model_identity(network, c.tensors, f"{options.scheme} {options.weights}")
     entries, tables = b"", b""
     for i, t in enumerate(c.tensors):
@@ -412,27 +464,25 @@ def compile_plan(network: Network, options: Options | None = None, state: bytes 
             *(t.operand & 0x0FFFFFFF, len(tables), 0),
         )
         tables += t.scales.tobytes()
-    last = network.layers[-1]
-    loss = n.LOSS_SOFTMAX_CE if network.loss == "softmax_ce" else n.LOSS_MSE
-    loss_scale = 1 / 1024 if network.loss == "softmax_ce" else last.output.scale**2 / last.outputs
-    first = network.layers[0]
-    shape = _shape(network.input_shape or (first.inputs,))
-    io = struct.pack("<4Hfi", *shape, first.input.scale, first.input.zero)
-    io += struct.pack("<4Hfi", *_shape((last.outputs,)), last.output.scale, last.output.zero)
-    io += struct.pack("<HHf", loss, 0, loss_scale)
+    first, last, logits = network.input, network.output, network.logits
+    losses = {"none": n.LOSS_NONE, "softmax_ce": n.LOSS_SOFTMAX_CE, "mse": n.LOSS_MSE}
+    loss_scale = logits.scale**2 / logits.size if network.loss == "mse" else 1 / 1024
+    io = struct.pack("<4Hfi", *_shape(first), first.scale, first.zero)
+    io += struct.pack("<4Hfi", *_shape(last), last.scale, last.zero)
+    io += struct.pack("<HHf", losses[network.loss], 0, loss_scale)
     meta = {
         "labels": list(network.labels),
         "scheme": options.scheme,
         "weights": options.weights,
         "source": network.source,
-        "layers": [layer.name for layer in network.layers],
+        "layers": [record.name for record in forward],
         "tensors": [t.name for t in c.tensors],
     }
     sections = [
         _section(n.SECTION_IO, io),
         _section(n.SECTION_TENSORS, entries),
         *(_section(n.SECTION_PROGRAM, p.section) for p in programs),
-        _section(n.SECTION_CUTS, _cuts(network, programs[0])),
+        _section(n.SECTION_CUTS, _cuts(c, programs[0])),
         _section(n.SECTION_STATE, first_state),
         _section(n.SECTION_FROZEN, bytes(c.frozen.data)),
         _section(n.SECTION_TRAIN, bytes(c.train.data)),
@@ -442,13 +492,22 @@ def compile_plan(network: Network, options: Options | None = None, state: bytes 
     return Plan(seal(model_id, sections), programs, c.tensors, network, options, model_id)
 
 
-def _cuts(network: Network, forward: Program) -> bytes:
-    """A cut behind every layer but the last; the one below the last layer is also called 'features'."""
+def _cuts(c: _Compiler, forward: Program) -> bytes:
+    """A cut behind every layer but the last; what goes into the last one is also called 'features'."""
     result = b""
-    for i, layer in enumerate(network.layers[:-1], start=1):
-        names = [layer.name, "features"] if i == len(network.layers) - 1 else [layer.name]
-        for name in names:
-            operand = n.BUF_ARENA << 28 | forward.offsets[f"act{i}"]
-            result += struct.pack("<16sHHII", _padded_name(name), 0, i, operand, layer.outputs)
-            result += struct.pack("<4Hfii", 1, 1, layer.outputs, 0, layer.output.scale, layer.output.zero, 0)
+    ends = {record.writes[0]: i + 1 for i, record in enumerate(forward.records) if record.writes}
+    cuts = [(layer.name, layer.output) for layer in c.layers[:-1]]
+    if c.layers:
+        cuts.append(("features", c.layers[-1].input))
+    taken: set[bytes] = set()
+    for i, (name, tensor) in enumerate(cuts):
+        place = c.place(tensor)
+        if not isinstance(place, str):
+            continue
+        if _padded_name(name) in taken:  # names are cut to 16 bytes
+            name = f"{name[:10]}_{i + 1}"
+        taken.add(_padded_name(name))
+        operand = n.BUF_ARENA << 28 | forward.offsets[place]
+        result += struct.pack("<16sHHII", _padded_name(name), 0, ends[place], operand, tensor.size)
+        result += struct.pack("<4Hfii", *_shape(tensor), tensor.scale, tensor.zero, 0)
     return result

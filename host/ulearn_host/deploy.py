@@ -128,7 +128,8 @@ def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step:
         mpremote(port, *commands)
         progress("verifying")
         try:
-            answer = mpremote(port, "exec", _TAKE.format(name=plan.name))
+            # From a fresh heap: what copying left behind would stand in the way of a large arena.
+            answer = mpremote(port, "soft-reset", "exec", _TAKE.format(name=plan.name))
         except UserError as fault:
             raise UserError(f"{fault}; the board keeps the plan it had") from None
     if not answer.split():

@@ -1,16 +1,21 @@
-"""Trained float networks from where users have them: scikit-learn and plain npz files."""
+"""Trained networks from where users have them: .tflite and .onnx files, scikit-learn and plain npz files."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ulearn_host import tflite_import
 from ulearn_host.errors import UserError
-from ulearn_host.network import Loss
+from ulearn_host.network import Loss, Network
 from ulearn_host.quantise import FloatDense
+
+# What holds a network that is quantised, or that its own importer quantises.
+GRAPHS = (".tflite", ".onnx")
 
 
 def from_npz(path: Path) -> list[FloatDense]:
@@ -113,6 +118,31 @@ def from_sklearn(model: Any) -> tuple[list[FloatDense], Loss, list[str]]:
     return layers, "softmax_ce" if kind == "MLPClassifier" else "mse", labels
 
 
+def quantised(
+    path: Path, calibration: NDArray[np.floating] | None, tick: Callable[[int, int], None]
+) -> tuple[Network, NDArray[np.int8] | None]:
+    """The network in a .tflite or .onnx file, and the calibration samples [n, ...] as codes of its input [n, inputs].
+
+    A float ONNX network is quantised here, for which it needs the samples. tick(done, total) is called while it works.
+    Raises UserError naming the file and the fault.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    if path.suffix == ".tflite":
+        network = tflite_import.load_tflite(path)
+    else:
+        from ulearn_host import onnx_import
+
+        network = onnx_import.load_onnx(path, calibration, tick)
+        if calibration is not None:
+            calibration = onnx_import.arrange_samples(path, calibration)
+    if calibration is None:
+        return network, None
+    if calibration[0].size != network.input.size:
+        raise UserError(f"{path}: takes {network.input.size} numbers, the samples have {calibration[0].size}")
+    return network, network.input.codes(calibration.reshape(len(calibration), -1))
+
+
 def load_model(path: Path) -> tuple[list[FloatDense], Loss, list[str]]:
     """A network from a file: .npz, or a pickled scikit-learn estimator (.pkl, .joblib).
 
@@ -122,10 +152,8 @@ def load_model(path: Path) -> tuple[list[FloatDense], Loss, list[str]]:
         raise UserError(f"{path}: there is no such file")
     if path.suffix == ".npz":
         return from_npz(path), "softmax_ce", []
-    if path.suffix in (".tflite", ".onnx"):
-        raise UserError(f"{path}: {path.suffix} import is not supported yet; expected .npz, .pkl or .joblib")
     if path.suffix not in (".pkl", ".pickle", ".joblib"):
-        raise UserError(f"{path}: '{path.suffix}' is not a model file; expected .npz, .pkl or .joblib")
+        raise UserError(f"{path}: '{path.suffix}' is not a model file; expected .tflite, .onnx, .npz, .pkl or .joblib")
     try:
         import joblib
     except ImportError:

@@ -1,4 +1,4 @@
-"""From a float network and calibration samples to a plan whose gains the host's own simulation has calibrated."""
+"""From a network and calibration samples to a plan whose gains the host's own simulation has calibrated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import ulearn
 from ulearn_host import numbers as n
-from ulearn_host.compiler import Options, Plan, compile_plan
+from ulearn_host.compiler import Options, Plan, Scheme, check_trainable, compile_plan
 from ulearn_host.errors import UserError
 from ulearn_host.network import Loss, Network
 from ulearn_host.quantise import FloatDense, quantise
@@ -24,7 +24,7 @@ def target_codes(network: Network, y: NDArray[Any]) -> NDArray[Any]:
     """Targets as a board takes them: uint16 labels, or int8 vectors in the output's quantisation."""
     if network.loss == "softmax_ce":
         return np.asarray(y).astype(np.uint16)
-    return network.layers[-1].output.codes(np.asarray(y, dtype=np.float64).reshape(len(y), -1))
+    return network.logits.codes(np.asarray(y, dtype=np.float64).reshape(len(y), -1))
 
 
 def calibrated_state(plan: Plan, x: NDArray[np.int8], y: NDArray[Any]) -> bytes:
@@ -48,6 +48,41 @@ def calibrated_state(plan: Plan, x: NDArray[np.int8], y: NDArray[Any]) -> bytes:
     return bytes(state)
 
 
+def best_scheme(network: Network) -> Scheme:
+    """The scheme to take when none is named: the most that can be trained of a network, within reason.
+
+    'last+bias' where every layer is dense, 'last' where the last one is, 'none' where nothing can be trained.
+    """
+    for scheme in ("last+bias", "last"):
+        try:
+            check_trainable(network, scheme)
+        except UserError:
+            continue
+        return scheme
+    return "none"
+
+
+def from_network(
+    network: Network,
+    calibration: NDArray[np.int8] | None = None,
+    targets: NDArray[Any] | None = None,
+    *,
+    options: Options | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Plan:
+    """Compile a quantised network and calibrate its training.
+
+    calibration: int8 codes [n, inputs]; targets: labels [n] or float [n, outputs]. Without them the board learns the
+    gains itself in its first 16 steps.
+    """
+    progress("compiling")
+    plan = compile_plan(network, options)
+    if targets is None or calibration is None or plan.options.scheme == "none":
+        return plan
+    progress("calibrating")
+    return compile_plan(network, options, calibrated_state(plan, calibration, target_codes(network, targets)))
+
+
 def prepare(
     layers: Sequence[FloatDense],
     calibration: NDArray[np.floating],
@@ -59,20 +94,13 @@ def prepare(
     source: str = "",
     progress: Callable[[str], None] = lambda step: None,
 ) -> Plan:
-    """Quantise, compile and calibrate.
+    """Quantise a float multi-layer perceptron, compile and calibrate.
 
-    calibration: float [n, inputs]; targets: labels [n] or float [n, outputs]. Without targets the board learns the
-    gains itself in its first 16 steps.
+    calibration: float [n, inputs]; targets: labels [n] or float [n, outputs].
     """
     progress("quantising")
     network = quantise(layers, calibration, loss, labels, source=source)
-    progress("compiling")
-    plan = compile_plan(network, options)
-    if targets is None:
-        return plan
-    progress("calibrating")
-    x = network.layers[0].input.codes(calibration)
-    return compile_plan(network, options, calibrated_state(plan, x, target_codes(network, targets)))
+    return from_network(network, network.input.codes(calibration), targets, options=options, progress=progress)
 
 
 def write(plan: Plan, path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulearn_host.errors import UserError
-from ulearn_host.network import Dense, Loss, Network, Quantisation
+from ulearn_host.network import Dense, Loss, Network, Quantisation, Tensor, vector
 
 _BIAS_MAX = 2**30 - 1
 
@@ -33,7 +33,7 @@ def forward(layers: Sequence[FloatDense], x: NDArray[np.floating]) -> list[NDArr
     return outputs
 
 
-def _range(values: NDArray[np.floating], widen: float = 1.0) -> Quantisation:
+def span(values: NDArray[np.floating], widen: float = 1.0) -> Quantisation:
     """The asymmetric int8 quantisation that spans the values and zero (Jacob et al. 2018, equation 1)."""
     low, high = min(0.0, float(values.min()) * widen), max(0.0, float(values.max()) * widen)
     scale = (high - low) / 255 or 1.0
@@ -64,7 +64,6 @@ def quantise(
     calibration: NDArray[np.floating],
     loss: Loss,
     labels: Sequence[str] = (),
-    input_shape: tuple[int, ...] = (),
     source: str = "",
     output_headroom: float = 1.5,
 ) -> Network:
@@ -91,26 +90,21 @@ def quantise(
     values = [calibration, *(a for layer in layers for a in (layer.weights, layer.bias))]
     if not all(np.isfinite(v).all() for v in values):
         raise UserError("weights or calibration samples hold numbers that are not finite")
-    quantisation = _range(calibration)
+    x = vector("input", calibration.shape[1], span(calibration))
     result = []
     outputs = forward(layers, calibration)
+    seen: list[NDArray[np.float64]] = [calibration.astype(np.float64), *outputs]
     for i, (layer, output) in enumerate(zip(layers, outputs, strict=True)):
         last = i == len(layers) - 1
-        target = _range(output, output_headroom if last else 1.0)
-        seen = calibration if i == 0 else outputs[i - 1]
-        scales = weight_scales(layer.weights, np.mean(seen**2, axis=0))
-        weights = np.clip(np.rint(layer.weights / scales[:, None]), -127, 127).astype(np.int8)
-        bias = np.rint(layer.bias / (scales * quantisation.scale))
-        result.append(
-            Dense(
-                name=f"dense_{i + 1}",
-                weights=weights,
-                bias=np.clip(bias, -_BIAS_MAX, _BIAS_MAX).astype(np.int32),
-                weight_scales=scales,
-                input=quantisation,
-                output=target,
-                relu=layer.relu,
-            )
-        )
-        quantisation = target
-    return Network(tuple(result), loss, tuple(labels), input_shape or (layers[0].weights.shape[1],), source)
+        y = vector(f"dense_{i + 1}", output.shape[1], span(output, output_headroom if last else 1.0))
+        result.append(dense(f"dense_{i + 1}", layer, x, y, seen[i]))
+        x = y
+    return Network(tuple(result), loss, tuple(labels), source)
+
+
+def dense(name: str, layer: FloatDense, x: Tensor, y: Tensor, seen: NDArray[np.float64]) -> Dense:
+    """A float layer quantised between two tensors. seen: [n, inputs], what goes in, in real units."""
+    scales = weight_scales(layer.weights, np.mean(seen**2, axis=0))
+    weights = np.clip(np.rint(layer.weights / scales[:, None]), -127, 127).astype(np.int8)
+    bias = np.clip(np.rint(layer.bias / (scales * x.scale)), -_BIAS_MAX, _BIAS_MAX).astype(np.int32)
+    return Dense(name, (x,), y, weights, bias, scales, (y.zero if layer.relu else -128, 127))

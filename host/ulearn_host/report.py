@@ -9,28 +9,73 @@ from pathlib import Path
 from typing import Any
 
 from ulearn import plan as plan_file
-from ulearn import verify
 from ulearn_host import numbers as n
+from ulearn_host import records
 from ulearn_host.errors import UserError
-
-_OPERATIONS = {value: name[3:].lower() for name, value in vars(n).items() if name.startswith("OP_")}
-_BUFFERS = ("input", "arena", "frozen", "train", "state", "scratch", "target")
+from ulearn_host.timeline import Timeline, trace
 
 # MicroPython on a 32-bit chip: the heap is dealt out in blocks of 16 bytes, a bytearray costs one block besides its
-# data; the model and the trainer with their attributes cost what tests/test_board.py measures on the Cortex-M0.
+# data; the model, the trainer, the views of a plan read in place and the window of each streamed record cost what was
+# measured on the Cortex-M0 (tests/test_board.py).
 _BLOCK = 16
-_OBJECT_BYTES = 672
+_MODEL_BYTES = 608
+_TRAINER_BYTES = 64
+_VIEWS_BYTES = 80
+_WINDOW_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One record as a person reads it. macs: multiply-accumulates."""
+    """One record as a person reads it.
+
+    Shapes are (height, width, channels) or (channels,); kernel, stride: (rows, columns) or empty; macs:
+    multiply-accumulates; weights: how they are kept, and in which buffer; alive_bytes: of the arena, while it runs;
+    frozen_bytes: what of FROZEN must be at hand for it.
+    """
 
     program: str
+    record: int
+    op: str
     name: str
-    shape: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
     macs: int
     weights: str
+    weight_bytes: int
+    alive_bytes: int
+    frozen_bytes: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What it costs to keep the frozen weights in one place or another, in bytes of a 32-bit board's heap.
+
+    ram_in_place: the plan lies in flash that can be read as memory (ROMFS, frozen bytes) or in a buffer, and is read
+    there; ram_held: it is a file of another file system, and copied into RAM; ram_streamed: read from the file record
+    by record into a window as large as the largest record needs, which the forward program alone can do.
+    streamed_bytes: read from flash for each inference then.
+    """
+
+    size: int
+    window_bytes: int
+    window_record: int
+    streamed_bytes: int
+    ram_in_place: int
+    ram_held: int
+    ram_streamed: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`; place: where they lie when a plan is loaded from a file and nothing else is said."""
+        return {
+            "bytes": self.size,
+            "place": "ram",
+            "ram_bytes": {"in_place": self.ram_in_place, "ram": self.ram_held, "stream": self.ram_streamed},
+            "window_bytes": self.window_bytes,
+            "window_record": self.window_record,
+            "streamed_bytes": self.streamed_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -42,6 +87,7 @@ class Report:
     flash_bytes: int
     buffers: dict[str, int]
     operations: list[Operation]
+    timelines: list[Timeline]
     tensors: list[dict[str, Any]]
     cuts: list[dict[str, Any]]
     meta: dict[str, Any]
@@ -50,27 +96,58 @@ class Report:
     output: dict[str, Any]
 
     @property
+    def programs(self) -> list[str]:
+        """Their names, in the file's order."""
+        return [timeline.program for timeline in self.timelines]
+
+    @property
     def ram_bytes(self) -> int:
-        """Heap of a 32-bit MicroPython for the loaded model and its trainer, code not counted."""
-        held = [self.buffers[name] for name in ("programs", "frozen", "train", "state", "state", "arena", "scratch")]
-        held += [self.buffers["tables"], self.buffers["cuts"]]
+        """Heap of a 32-bit MicroPython for the model loaded from a file, and its trainer; code is not counted."""
+        copied = [self.buffers[name] for name in ("programs", "frozen", "tables", "cuts")]
+        return self._ram(copied, len(self.programs) > 1)
+
+    def _ram(self, copied: list[int], trains: bool) -> int:
+        """The same for a model that holds copies of so many bytes besides what every model has."""
+        held = [self.buffers[name] for name in ("train", "state", "state", "arena", "scratch")] + copied
         blocks = sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in held)
-        return blocks + _OBJECT_BYTES
+        return blocks + _MODEL_BYTES + (_TRAINER_BYTES if trains else 0)
+
+    @property
+    def frozen(self) -> Frozen:
+        """Where the frozen weights may lie, and at what price."""
+        forward = [o.frozen_bytes for o in self.operations if o.program == "forward"]
+        window = max(forward)
+        copied = [n.PROGRAM_BYTES + len(forward) * n.RECORD_BYTES, window, self.buffers["tables"], self.buffers["cuts"]]
+        return Frozen(
+            size=self.buffers["frozen"],
+            window_bytes=window,
+            window_record=forward.index(window),
+            streamed_bytes=sum(forward),
+            ram_in_place=self._ram([], len(self.programs) > 1) + _VIEWS_BYTES,
+            ram_held=self.ram_bytes,
+            ram_streamed=self._ram(copied, False) + _WINDOW_BYTES * len(forward),
+        )
+
+    def of(self, program: str) -> list[Operation]:
+        """The records of one program."""
+        return [o for o in self.operations if o.program == program]
 
     def macs(self, program: str) -> int:
         """Multiply-accumulates of one run of a program."""
-        return sum(o.macs for o in self.operations if o.program == program)
+        return sum(o.macs for o in self.of(program))
 
     def as_json(self) -> dict[str, Any]:
-        """Everything for `--json`."""
+        """Everything for `--json`. memory: the arena over the records, by program; tensors: what is trainable."""
         return {
             "path": self.path,
             "model_id": self.model_id,
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
             "buffers": self.buffers,
-            "macs": {name: self.macs(name) for name in dict.fromkeys(o.program for o in self.operations)},
+            "macs": {name: self.macs(name) for name in self.programs},
             "operations": [vars(o) for o in self.operations],
+            "memory": {t.program: t.as_json() for t in self.timelines},
+            "frozen": self.frozen.as_json(),
             "tensors": self.tensors,
             "cuts": self.cuts,
             "loss": self.loss,
@@ -84,26 +161,32 @@ def read(path: Path) -> Report:
     """Read and verify a plan file. Raises UserError naming the file and the fault."""
     try:
         plan = plan_file.read(str(path))
-        kinds = (n.SECTION_IO, n.SECTION_TENSORS, n.SECTION_CUTS, n.SECTION_FROZEN, n.SECTION_TRAIN, n.SECTION_STATE)
-        io, tensors, cuts, frozen, train, state = sections = tuple(bytes(plan.section(kind)) for kind in kinds)
-        verify.verify(plan, sections)
+        kinds = (n.SECTION_IO, n.SECTION_TENSORS, n.SECTION_CUTS, n.SECTION_TRAIN, n.SECTION_STATE)
+        io, tensors, cuts, train, state = (bytes(plan.section(kind)) for kind in kinds)
+        frozen = len(plan.section(n.SECTION_FROZEN))
+        programs = records.read(plan, (io, tensors, cuts, frozen, train, state))
     except OSError as fault:
         raise UserError(f"{path}: {fault.strerror}; expected a plan file") from None
     except ValueError as fault:
         raise UserError(str(fault)) from None
     data = path.read_bytes()
-    offset, size = plan.offsets.get(n.SECTION_META, (0, 0))
-    meta = json.loads(data[offset : offset + size]) if size else {}
-    names = meta.get("layers", [])
-    operations, arena, scratch = [], 0, 0
-    for program in plan.programs:
+    meta = _meta(path, data, plan)
+    operations: list[Operation] = []
+    timelines: list[Timeline] = []
+    arena, scratch = 0, 0
+    for program, decoded in zip(plan.programs, programs, strict=True):
         sizes = struct.unpack_from("<7I", program, n.P_SIZES)
         arena, scratch = max(arena, sizes[n.BUF_ARENA]), max(scratch, sizes[n.BUF_SCRATCH])
-        operations += _operations(bytes(program), names)
+        title = "forward" if program[n.P_KIND] == n.KIND_FORWARD else "train"
+        names = records.names(decoded, _texts(meta.get("layers")))
+        labels = records.labels(decoded, names)
+        output = struct.unpack_from("<I", program, n.P_OUTPUT)[0] & 0x0FFFFFFF
+        timelines.append(trace(title, decoded, labels, output, sizes[n.BUF_ARENA]))
+        operations += _operations(decoded, names, timelines[-1])
     fields = struct.unpack("<4Hfi4HfiHHf", io)
     buffers = {
         "programs": sum(len(p) for p in plan.programs),
-        "frozen": len(frozen),
+        "frozen": frozen,
         "train": len(train),
         "state": len(state),
         "arena": arena,
@@ -118,7 +201,8 @@ def read(path: Path) -> Report:
         flash_bytes=len(data),
         buffers=buffers,
         operations=operations,
-        tensors=_tensors(tensors, meta.get("tensors", [])),
+        timelines=timelines,
+        tensors=_tensors(tensors, _texts(meta.get("tensors"))),
         cuts=_cuts(cuts),
         meta=meta,
         loss=loss[fields[12]],
@@ -127,22 +211,47 @@ def read(path: Path) -> Report:
     )
 
 
-def _operations(program: bytes, names: list[str]) -> list[Operation]:
-    title = program[:16].rstrip(b"\0").decode()
-    result = []
-    dense = 0
-    for at in range(n.PROGRAM_BYTES, len(program), n.RECORD_BYTES):
-        f = struct.unpack_from("<4B2H6I6H6B4b2BHhI", program, at)
-        op, inputs, outputs, dtype = f[0], f[14], f[17], f[28]
-        name = _OPERATIONS[op]
-        if op == n.OP_DENSE and dense < len(names):
-            name += " " + names[dense]
-            dense += 1
-        with_weights = op in (n.OP_DENSE, n.OP_DENSE_BACK, n.OP_UPDATE_WEIGHT)
-        weights = f"{'int16' if dtype == n.DTYPE_INT16 else 'int8'} in {_BUFFERS[f[8] >> 28]}" if with_weights else ""
-        shape = f"{inputs} → {outputs}" if inputs and outputs else str(inputs or outputs)
-        result.append(Operation(title, name, shape, inputs * outputs if with_weights else 0, weights))
-    return result
+def _meta(path: Path, data: bytes, plan: Any) -> dict[str, Any]:
+    """The metadata section: no board believes in it, so nothing but its being a JSON object is expected."""
+    offset, size = plan.offsets.get(n.SECTION_META, (0, 0))
+    try:
+        meta = json.loads(data[offset : offset + size]) if size else {}
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: its metadata are damaged; expected a JSON object")
+    return meta
+
+
+def _texts(names: Any) -> list[str]:
+    """Names out of the metadata."""
+    return [printable(str(name)) for name in names] if isinstance(names, list) else []
+
+
+def printable(text: str) -> str:
+    """Text out of a plan without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _operations(decoded: list[records.Record], names: list[str], timeline: Timeline) -> list[Operation]:
+    return [
+        Operation(
+            program=timeline.program,
+            record=at,
+            op=record.op,
+            name=names[at],
+            input_shape=record.input_shape,
+            output_shape=record.output_shape,
+            kernel=record.kernel,
+            stride=record.stride,
+            macs=record.macs,
+            weights=f"{record.weight_dtype} in {record.weight_place}" if record.weight_bytes else "",
+            weight_bytes=record.weight_bytes,
+            alive_bytes=timeline.alive[at],
+            frozen_bytes=record.frozen_window[1] - record.frozen_window[0],
+        )
+        for at, record in enumerate(decoded)
+    ]
 
 
 def _tensors(table: bytes, names: list[str]) -> list[dict[str, Any]]:
@@ -162,5 +271,6 @@ def _cuts(table: bytes) -> list[dict[str, Any]]:
     result = []
     for at in range(0, len(table), n.CUT_BYTES):
         name, _, record, _, size = struct.unpack_from("<16sHHII", table, at)
-        result.append({"name": name.rstrip(b"\0").decode(), "record": record, "bytes": size})
+        title = printable(name.rstrip(b"\0").decode("utf-8", "replace"))
+        result.append({"name": title, "record": record, "bytes": size})
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,17 +11,55 @@ from numpy.typing import NDArray
 from ulearn_host.errors import UserError
 
 
+def fraction(real: float, bits: int) -> tuple[int, int]:
+    """real = multiplier * 2^(shift - bits), the multiplier of `bits` bits and rounded; real > 0."""
+    part, shift = math.frexp(real)
+    multiplier = math.floor(part * 2.0**bits + 0.5)
+    return (multiplier // 2, shift + 1) if multiplier == 2**bits else (multiplier, shift)
+
+
 def requantisation(scale: float) -> tuple[int, int]:
     """scale = multiplier * 2^(shift - 31), as TFLite's QuantizeMultiplier; 0 < scale < 2^30."""
-    fraction, shift = math.frexp(scale)
-    multiplier = round(fraction * 2**31)
-    if multiplier == 2**31:
-        multiplier, shift = multiplier // 2, shift + 1
+    multiplier, shift = fraction(scale, 31)
     if shift < -31:
         return 0, 0
     if shift > 30:
         raise UserError(f"a layer scales its sums by {scale:g}, expected less than 2^30; calibrate with better samples")
     return multiplier, shift
+
+
+def _reached(real: float, step: int) -> int:
+    """The least sum that the float64 product with `real`, rounded half away from zero, takes to `step` >= 1."""
+    first = max(1, math.floor((step - 0.5) / real) - 1)
+    while math.trunc(first * real) + (math.fmod(first * real, 1.0) >= 0.5) < step:
+        first += 1
+    return first
+
+
+@functools.lru_cache(maxsize=4096)
+def dense_requantisation(real: float, reach: int, steps: int, bits: int) -> tuple[int, int] | None:
+    """(multiplier of `bits` bits, shift) that gives TFLite's FULLY_CONNECTED for every sum within +-reach.
+
+    steps: how far from its zero point an output can be without saturating.
+
+    TFLite multiplies in float64 and rounds halves away from zero. The result is odd and monotone in the sum, so a
+    multiplier m gives the same if it reaches every step k at the same sum a, rounding halves up or away alike:
+    (k - 1/2) / a < m * 2^(shift - bits) < (k - 1/2) / (a - 1). None where no such multiplier exists.
+    """
+    nearest, shift = fraction(real, bits)
+    least, most = 1, 2**bits - 1
+    for step in range(1, steps + 1):
+        first = _reached(real, step)
+        if first > reach:
+            most = min(most, -(-((2 * step - 1) << (bits - shift - 1)) // reach) - 1)
+            break
+        scaled = (2 * step - 1) << (bits - shift - 1)
+        least = max(least, scaled // first + 1)
+        if first > 1:
+            most = min(most, -(-scaled // (first - 1)) - 1)
+    if least > most:
+        return None
+    return min(max(nearest, least), most), shift
 
 
 def mantissa11(value: float) -> tuple[int, int]:
@@ -43,6 +82,13 @@ def reciprocals(scales: NDArray[np.float64]) -> tuple[NDArray[np.uint16], int]:
     if max(e for _, e in pairs) - lowest > 63:
         raise UserError("the weight scales of one layer differ by more than 2^63")
     return np.array([(m - 1024) | (e - lowest) << 10 for m, e in pairs], dtype=np.uint16), lowest
+
+
+def mean(in_scale: float, out_scale: float, cells: int) -> tuple[int, int]:
+    """Multiplier and shift of TFLite's MEAN over `cells`: the quotient's multiplier over cells, cut off."""
+    multiplier, shift = requantisation(in_scale / out_scale)
+    k = min(cells.bit_length() - 1, 32, 31 + shift)
+    return (multiplier << k) // cells, shift - k
 
 
 def exponentials(scale: float) -> NDArray[np.uint16]:

@@ -1,4 +1,4 @@
-# Instructions of an inference and of a training step on the emulated Cortex-M0, where a microsecond is 1,000 of them.
+# Instructions of an inference and of a training step on an emulated board, where a microsecond is 1,000 of them.
 import time
 
 import ulearn
