@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 import resource
 import shutil
 import struct
 import subprocess
+import tempfile
 import tracemalloc
 from binascii import crc32
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,12 @@ import pytest
 
 import cases
 import reference
+import tflite_models
 import ulearn
 from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, compile_plan
+from ulearn_host.prepare import best_scheme
+from ulearn_host.tflite_import import load_tflite
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "ulab_kernels").glob("ul_*.c"))
@@ -409,9 +414,25 @@ MUTATION_KINDS: dict[str, tuple[int, Mutation]] = {  # weight, mutation
 }
 
 
+@functools.cache
+def imported() -> list[bytes]:
+    """Small plans of imported networks: every fifth operator model, and a dozen random networks; some train."""
+    models = [model for _, model in tflite_models.operator_models()][::5]
+    models += [tflite_models.random_model(seed) for seed in range(12)]
+    plans = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models:
+            path = Path(folder) / "model.tflite"
+            path.write_bytes(model)
+            network = load_tflite(path)
+            network = replace(network, loss="mse" if network.loss == "none" else network.loss)
+            plans.append(compile_plan(network, Options(best_scheme(network))).data)
+    return [plan for plan in plans if len(plan) < 12_000]
+
+
 def mutants(count: int) -> Iterator[tuple[str, bytes]]:
-    """(kind and number, file) of seeded mutations of two dozen plans."""
-    bases = [cases.random_case(seed, widest).plan.data for seed in range(12) for widest in (12, 96)]
+    """(kind and number, file) of seeded mutations of two dozen perceptrons and as many imported networks."""
+    bases = [cases.random_case(seed, widest).plan.data for seed in range(12) for widest in (12, 96)] + imported()
     names = list(MUTATION_KINDS)
     weights = [MUTATION_KINDS[name][0] for name in names]
     for i in range(count):
@@ -546,7 +567,7 @@ COMPUTING = ("contents", "parameters", "fractions", "state fields")  # what leav
 
 def test_accepted_mutants_compute_what_the_format_says(driver: Path, tmp_path: Path) -> None:
     sessions, names, wanted = [], [], []
-    for name, data in mutants(1200):
+    for name, data in mutants(2400):
         if name.split(" #")[0] not in COMPUTING:
             continue
         try:

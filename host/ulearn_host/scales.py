@@ -23,9 +23,13 @@ def requantisation(scale: float) -> tuple[int, int]:
     multiplier, shift = fraction(scale, 31)
     if shift < -31:
         return 0, 0
+    _refuse_large(scale, shift)
+    return multiplier, shift
+
+
+def _refuse_large(scale: float, shift: int) -> None:
     if shift > 30:
         raise UserError(f"a layer scales its sums by {scale:g}, expected less than 2^30; calibrate with better samples")
-    return multiplier, shift
 
 
 def _reached(real: float, step: int) -> int:
@@ -47,6 +51,9 @@ def dense_requantisation(real: float, reach: int, steps: int, bits: int) -> tupl
     (k - 1/2) / a < m * 2^(shift - bits) < (k - 1/2) / (a - 1). None where no such multiplier exists.
     """
     nearest, shift = fraction(real, bits)
+    _refuse_large(real, shift)
+    if shift < -31:
+        return 0, 0  # not even the largest sum reaches half a step
     least, most = 1, 2**bits - 1
     for step in range(1, steps + 1):
         first = _reached(real, step)

@@ -16,6 +16,7 @@ _DTYPES: dict[int, Any] = {0: np.float32, 2: np.int32, 3: np.uint8, 4: np.int64,
 _TYPE_NAMES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
 _MOST = 10_000  # tensors, operators: far above any network that fits a microcontroller
 _BYTES_MAX = 1 << 28
+_LEAST_SCALE = 1e-12  # products of three stay within float32
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class FileOp:
-    """inputs: tensor numbers, -1 for one that is left out; options: the operator's option table, None without one."""
+    """inputs: tensor numbers, -1 for one that is left out; options: of the operator by name, those that matter."""
 
     index: int
     kind: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    options: Any
+    options: dict[str, Any]
 
 
 @dataclass
@@ -122,36 +123,36 @@ def _kind(code: Any) -> str:
     return names.get(number, f"operator {number}")
 
 
-# Operator to the name of its option table, where they are not obvious.
-_OPTIONS = {
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "MEAN": "ReducerOptions",
-    "ADD": "AddOptions",
-    "MUL": "MulOptions",
-    "CONCATENATION": "ConcatenationOptions",
-    "RESHAPE": "ReshapeOptions",
-    "SOFTMAX": "SoftmaxOptions",
+# Operator to its option table and what is read of it.
+_WALK = ("Padding", "StrideH", "StrideW", "FusedActivationFunction")
+_OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "CONV_2D": ("Conv2DOptions", (*_WALK, "DilationHFactor", "DilationWFactor")),
+    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", (*_WALK, "DilationHFactor", "DilationWFactor")),
+    "FULLY_CONNECTED": ("FullyConnectedOptions", ("FusedActivationFunction", "WeightsFormat")),
+    "AVERAGE_POOL_2D": ("Pool2DOptions", (*_WALK, "FilterHeight", "FilterWidth")),
+    "MAX_POOL_2D": ("Pool2DOptions", (*_WALK, "FilterHeight", "FilterWidth")),
+    "ADD": ("AddOptions", ("FusedActivationFunction",)),
+    "MUL": ("MulOptions", ("FusedActivationFunction",)),
+    "CONCATENATION": ("ConcatenationOptions", ("Axis", "FusedActivationFunction")),
+    "SOFTMAX": ("SoftmaxOptions", ("Beta",)),
 }
 
 
-def _options(tflite: Any, op: Any, kind: str) -> Any:
-    name = _OPTIONS.get(kind)
+def _options(tflite: Any, op: Any, kind: str) -> dict[str, Any]:
+    name, wanted = _OPTIONS.get(kind, ("", ()))
     table = op.BuiltinOptions()
-    if name is None or table is None:
-        return None
+    if not wanted or table is None:
+        return {}
     if op.BuiltinOptionsType() != getattr(tflite.BuiltinOptions, name):
         raise UserError(f"{kind} carries options of another operator")
     options = getattr(tflite, name)()
     options.Init(table.Bytes, table.Pos)
-    return options
+    return {field: getattr(options, field)() for field in wanted}
 
 
 def _text(raw: bytes | None) -> str:
-    return (raw or b"").decode("utf-8", "replace")[:200]
+    # a name is for messages: one line, and nothing that a terminal would obey
+    return "".join(c if c.isprintable() else "?" for c in (raw or b"")[:200].decode("utf-8", "replace"))
 
 
 def _tensor(index: int, t: Any, model: Any, buffers: int) -> FileTensor:
@@ -165,8 +166,8 @@ def _tensor(index: int, t: Any, model: Any, buffers: int) -> FileTensor:
         given = quantisation.ZeroPointAsNumpy()
         zeros = np.zeros(len(scales), np.int64) if isinstance(given, int) else np.array(given, dtype=np.int64)
         axis = quantisation.QuantizedDimension()
-        if not (np.isfinite(scales).all() and (scales > 0).all() and len(zeros) == len(scales)):
-            raise UserError(f"{name}: its scales must be finite numbers above 0, with a zero point each")
+        if not ((scales > _LEAST_SCALE).all() and (scales < 1 / _LEAST_SCALE).all() and len(zeros) == len(scales)):
+            raise UserError(f"{name}: its scales must lie between 1e-12 and 1e12, with a zero point each")
     if not 0 <= t.Buffer() < buffers:
         raise UserError(f"{name}: it names buffer {t.Buffer()} of {buffers}")
     dynamic = -1 in _numbers(t.ShapeSignatureAsNumpy())[1:]

@@ -245,7 +245,7 @@ class _Importer:
         return t.data.reshape(-1).astype(np.int32)
 
     def _fused(self, op: FileOp, output: Quantisation) -> tuple[int, int]:
-        fused = op.options.FusedActivationFunction() if op.options else _NONE
+        fused = op.options["FusedActivationFunction"] if op.options else _NONE
         if fused not in _LIMITS:
             raise self.fail(op, f"has the fused activation {fused}, expected none, RELU, RELU6 or RELU_N1_TO_1")
         return activation(fused, output)
@@ -254,18 +254,15 @@ class _Importer:
 
     def _window(self, op: FileOp, x: Tensor, kernel: tuple[int, int]) -> tuple[Window, tuple[int, int]]:
         options = op.options
-        if options is None:
+        if not options:
             raise self.fail(op, "has no options")
-        if (
-            getattr(options, "DilationHFactor", lambda: 1)() != 1
-            or getattr(options, "DilationWFactor", lambda: 1)() != 1
-        ):
+        if options.get("DilationHFactor", 1) != 1 or options.get("DilationWFactor", 1) != 1:
             raise self.fail(op, "is dilated, which is not supported; train it with dilation 1")
-        stride = options.StrideH(), options.StrideW()
+        stride = options["StrideH"], options["StrideW"]
         if min(*stride, *kernel) < 1 or max(*stride, *kernel) > 255:
             raise self.fail(op, f"has kernel {kernel} and stride {stride}, expected 1 to 255")
-        out_h, top = window_padding(x.shape[0], kernel[0], stride[0], options.Padding())
-        out_w, left = window_padding(x.shape[1], kernel[1], stride[1], options.Padding())
+        out_h, top = window_padding(x.shape[0], kernel[0], stride[0], options["Padding"])
+        out_w, left = window_padding(x.shape[1], kernel[1], stride[1], options["Padding"])
         if out_h < 1 or out_w < 1:
             raise self.fail(op, f"has a kernel of {kernel} for an image of {x.shape[:2]}")
         return Window(kernel, stride, (top, left)), (out_h, out_w)
@@ -297,7 +294,7 @@ class _Importer:
     def _dense(self, op: FileOp, name: str) -> Op:
         x = self._input(op)
         weights, scales = self._weights(op, 0, 2)
-        if op.options and op.options.WeightsFormat():
+        if op.options and op.options["WeightsFormat"]:
             raise self.fail(op, "has shuffled weights; export it without that optimisation")
         rows, rest = divmod(x.size, weights.shape[1])
         if rest:
@@ -307,7 +304,7 @@ class _Importer:
 
     def _pool(self, op: FileOp, name: str, kind: Literal["average", "max"]) -> Op:
         x = self._input(op)
-        kernel = (op.options.FilterHeight(), op.options.FilterWidth()) if op.options else (0, 0)
+        kernel = (op.options["FilterHeight"], op.options["FilterWidth"]) if op.options else (0, 0)
         window, size = self._window(op, x, kernel)
         y = self._same(op, x, (*size, x.shape[2]))
         return Pool(name, (x,), y, kind, window, self._fused(op, y))
@@ -384,15 +381,16 @@ class _Importer:
             self._input(op, i) if c is None else self._tensor(self.file.tensors[op.inputs[i]], "the constant of CONCAT")
             for i, c in enumerate(constants)
         )
-        if op.options is None:
+        if not op.options:
             raise self.fail(op, "has no options")
         rank = len(self.file.tensors[op.inputs[0]].shape)
-        axis = op.options.Axis() + (rank if op.options.Axis() < 0 else 0) + 3 - rank
-        if op.options.FusedActivationFunction() != _NONE:
+        named = op.options["Axis"]
+        axis = named + (rank if named < 0 else 0) + 3 - rank
+        if op.options["FusedActivationFunction"] != _NONE:
             raise self.fail(op, "has a fused activation, which is not supported")
         shape = [*inputs[0].shape]
         if not 0 <= axis < 3:
-            raise self.fail(op, f"joins along axis {op.options.Axis()}, expected height, width or channels")
+            raise self.fail(op, f"joins along axis {named}, expected height, width or channels")
         for x in inputs[1:]:
             if any(x.shape[a] != shape[a] for a in range(3) if a != axis):
                 raise self.fail(op, f"joins {[list(x.shape) for x in inputs]} along axis {axis}")
@@ -414,7 +412,7 @@ class _Importer:
     def _softmax(self, op: FileOp, name: str) -> Op:
         x = self._input(op)
         y = self._output(op, x.shape)
-        beta = float(op.options.Beta()) if op.options else 1.0
+        beta = float(op.options["Beta"]) if op.options else 1.0
         if y.scale != 1 / 256 or y.zero != -128:
             raise self.fail(op, f"gives scale {y.scale:g} and zero point {y.zero}, expected 1/256 and -128")
         if not x.scale * beta * 2**26 > 1 or not np.isfinite(beta):
