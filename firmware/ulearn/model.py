@@ -156,7 +156,10 @@ class Model:
 
     def output(self, x):
         # The network's raw int8 output for one input, as a view that the next call overwrites.
-        self.infer(self.records, x)
+        if self.windows:
+            self.stream(self.records, x)
+        else:
+            self.execute(self.forward, self.records, x)
         return self.result
 
     def predict(self, x):
@@ -174,7 +177,10 @@ class Model:
     def features(self, x, cut="features"):
         # The activations at a named cut, as a view that the next call overwrites.
         record, operand, size = self._cut(cut)
-        self.infer(record, x)
+        if self.windows:
+            self.stream(record, x)
+        else:
+            self.execute(self.forward, record, x)
         at = operand & 0x0FFFFFFF
         return memoryview(self.table[operand >> 28])[at : at + size]
 
@@ -185,10 +191,8 @@ class Model:
                 return record, operand, size
         raise ValueError("%s: no cut is named '%s'" % (self.name, name))
 
-    def infer(self, count, x):
-        if not self.windows:
-            self.execute(self.forward, count, x)
-            return
+    def stream(self, count, x):
+        # The forward program record by record, each with its own part of FROZEN.
         table, codes = self.table, len(x) == self.input_bytes and not isinstance(x, _SEQUENCES)
         table[_BUF_INPUT] = x if codes else self.quantise(x)
         with open(self.path, "rb") as f:

@@ -2,8 +2,8 @@
 
 What a record costs is linear in a few counts of its own: multiply-accumulates, outputs, numbers gathered and so on
 (`counts`). `make bench ARGS=--fit` measures records of many shapes on the emulated boards and fits a coefficient of
-each count for each kind of record and architecture; costs.json holds them, and what measured them. What was not measured
-is not predicted. Weights that are streamed from a file take the time of reading them on top.
+each count for each kind of record and architecture; costs.json holds them, and what measured them. What was not
+measured is not predicted. Weights that are streamed from a file take the time of reading them on top.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ulearn_host import numbers as n
 from ulearn_host.errors import UserError
 
 COSTS = Path(__file__).with_name("costs.json")
-# An architecture without figures of its own whose boards run the other one's code at least as fast.
+# Architectures without figures of their own whose boards can run the other one's code.
 _STANDS_IN = {"armv7em": "armv7m", "armv7emsp": "armv7m", "armv7emdp": "armv7m"}
 
 Counts = dict[str, float]
@@ -276,9 +276,11 @@ def predictions(plan: Path | str | bytes) -> list[tuple[str, int | None, float |
         elif source != architecture:
             note = f"instructions of {source}, {architecture} not measured"
         else:
-            note = f"{source}, measured in the emulator"
+            note = f"instructions of {source}, measured in the emulator"
         if instructions is not None and seconds is None:
             unknown = "clock" if facts.get("clock_hz") is None else "cycles an instruction"
             note += f"; {unknown} unknown"
+        elif seconds is not None:
+            note += "; cycles modelled"
         result.append((facts["board"], instructions, seconds, note))
     return result

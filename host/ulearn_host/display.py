@@ -64,6 +64,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{1000 * seconds:.1f} ms" if seconds >= 0.001 else f"{1e6 * seconds:.0f} µs"
+
+
 def size(count: int) -> str:
     """A number of bytes with thousands separated."""
     return f"{count:,}"

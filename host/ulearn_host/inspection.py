@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ulearn_host import display, picture
+from ulearn_host import display, picture, placement
 from ulearn_host.report import Operation, Report, printable
 
 _OPERATION = 17  # letters: average_pool 25×5; what is longer goes on in the next line
@@ -103,6 +103,26 @@ def memory(read: Report) -> None:
 
 def predicted(read: Report) -> None:
     """Of each board: whether the plan fits into its RAM, and how long an inference takes."""
+    rows = [
+        [
+            p.board,
+            p.fits,
+            "" if p.left_bytes is None else display.size(p.left_bytes),
+            "" if p.instructions is None else f"{p.instructions:,}",
+            _time(p),
+        ]
+        for p in placement.predictions(read)
+    ]
+    columns = ["board", "frozen weights", "RAM left", "instructions", "time"]
+    title = "an inference on boards, predicted (--json says where each figure comes from)"
+    _table(title, columns, rows, (2, 3, 4))
+
+
+def _time(p: placement.Prediction) -> str:
+    if p.instructions is None:
+        return "unmeasured"
+    reading = " + reading" if p.fits == "streamed" else ""
+    return "" if p.seconds is None else display.duration(p.seconds) + reading
 
 
 def identity(read: Report) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ulearn import plan as plan_file
 from ulearn_host import numbers as n
-from ulearn_host import records
+from ulearn_host import placement, records
 from ulearn_host.errors import UserError
 from ulearn_host.timeline import Timeline, trace
 
@@ -148,6 +148,7 @@ class Report:
             "operations": [vars(o) for o in self.operations],
             "memory": {t.program: t.as_json() for t in self.timelines},
             "frozen": self.frozen.as_json(),
+            "boards": [vars(p) for p in placement.predictions(self)],
             "tensors": self.tensors,
             "cuts": self.cuts,
             "loss": self.loss,
