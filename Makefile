@@ -2,7 +2,7 @@
 #
 #   make demo     a board that learns, in the emulators of this machine
 #   make test     the whole test suite (ARGS="-k layout" for a part)
-#   make setup    only what those two need: packages, .venv, MicroPython for two boards
+#   make setup    only what those two need: packages, .venv, MicroPython for the emulated boards
 #
 # What is built for the boards lies in $(CACHE), shared by all checkouts.
 
@@ -45,7 +45,7 @@ native: packages $(VENV)/.installed
 	@mkdir -p $(CACHE) && $(BOARDS) native
 else
 packages:
-	@echo "not a Debian system: the emulated Cortex-M0 and the native modules cannot be built here;" \
+	@echo "not a Debian system: the emulated boards and the native modules cannot be built here;" \
 		"for the Unix board, MicroPython is taken from ULEARN_MICROPYTHON or PATH"
 
 boards native:

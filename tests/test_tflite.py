@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +124,27 @@ def test_training_plans_answer_alike(generated: list[Case]) -> None:
             tried += scheme != "none"
             assert not differing(Case(case.name, plan, case.inputs, case.outputs)), (case.name, scheme)
     assert tried > 40
+
+
+def test_in_place_from_a_romfs(folder: Path, generated: list[Case], tmp_path: Path) -> None:
+    """A plan in a ROMFS runs where it lies, with the same answers; where its numbers are not aligned, from a copy."""
+    places = set()
+    (tmp_path / "files").mkdir()
+    chosen = generated[:: len(generated) // 8]
+    for case in chosen:
+        (tmp_path / "files" / f"{case.name}.ulm").write_bytes(case.plan.data)
+    command = [sys.executable, "-m", "mpremote", "romfs", "-o", tmp_path / "image", "build", tmp_path / "files"]
+    subprocess.run(command, check=True, capture_output=True)
+    shutil.copy(emulate.find_native("x64"), tmp_path / "ulab_kernels.mpy")
+    for case in chosen:
+        code = f"""if True:
+            import vfs, forward
+            vfs.mount(vfs.VfsRom(bytearray(open('{tmp_path}/image', 'rb').read())), '/rom')
+            forward.in_place('/rom/{case.name}.ulm', '{case.name}.x')"""
+        lines = micropython(emulate.find_micropython(), folder, [tmp_path, FIRMWARE, HERE / "device"], code)
+        assert lines[1:] == case.lines()
+        places.add(lines[0])
+    assert "in place" in places and places <= {"in place", "ram"}
 
 
 # ---- Real models -----------------------------------------------------------------------------------------------------

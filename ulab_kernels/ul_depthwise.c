@@ -8,32 +8,65 @@ typedef struct {
     uint32_t first, rows, width; // width: numbers in a row of the plane
 } band;
 
-static int32_t at(const ul_record *r, const int8_t *x, int32_t i, int32_t j) {
-    const int inside = i >= 0 && i < r->in_h && j >= 0 && j < r->in_w;
-    return inside ? x[(i * (int32_t)r->in_w + j) * r->in_c] : r->zero_in;
+static int is_row(const ul_record *r, int32_t i) {
+    return i >= 0 && i < r->in_h;
+}
+
+static int16_t *fill_row(int16_t *to, int32_t value, int32_t count) {
+    for (; count > 0; count--) {
+        *to++ = (int16_t)value;
+    }
+    return to;
 }
 
 static void plane(const ul_record *r, const band *b, int16_t *to) {
-    const int32_t top = (int32_t)(b->first * r->stride_h) - r->pad_top;
+    const int32_t top = (int32_t)(b->first * r->stride_h) - r->pad_top, step = r->in_c, width = (int32_t)b->width;
     const int32_t rows = (int32_t)((b->rows - 1) * r->stride_h) + r->kernel_h;
-    for (int32_t i = 0; i < rows; i++) {
-        for (int32_t j = 0; j < (int32_t)b->width; j++) {
-            *to++ = (int16_t)at(r, b->x, top + i, j - r->pad_left);
+    const int32_t inside = ul_clamp(width - r->pad_left, 0, r->in_w);
+    for (int32_t i = top; i < top + rows; i++) {
+        if (!is_row(r, i)) {
+            to = fill_row(to, r->zero_in, width);
+            continue;
         }
+        const int8_t *x = b->x + i * (int32_t)r->in_w * step;
+        to = fill_row(to, r->zero_in, r->pad_left < width ? r->pad_left : width);
+        for (int16_t *const end = to + inside; to < end; x += step) {
+            *to++ = *x;
+        }
+        to = fill_row(to, r->zero_in, width - r->pad_left - inside);
+    }
+}
+
+// A row of outputs under one row of the kernel: sums[j] += the products of its taps.
+static void add_row(const int16_t *x, const int8_t *w, int32_t *sums, const ul_record *r) {
+    const uint32_t stride = r->stride_w, count = r->out_w;
+    if (r->kernel_w == 3) {
+        const int32_t w0 = w[0], w1 = w[1], w2 = w[2];
+        for (uint32_t j = 0; j < count; j++, x += stride) {
+            sums[j] += x[0] * w0 + x[1] * w1 + x[2] * w2;
+        }
+        return;
+    }
+    for (uint32_t j = 0; j < count; j++, x += stride) {
+        int32_t sum = sums[j];
+        for (uint32_t kj = 0; kj < r->kernel_w; kj++) {
+            sum += x[kj] * w[kj];
+        }
+        sums[j] = sum;
     }
 }
 
 static void sums_of(const ul_record *r, const band *b, const int16_t *x, const int8_t *w, int32_t bias, int32_t *sums) {
-    for (uint32_t i = 0; i < b->rows; i++) {
-        for (uint32_t j = 0; j < r->out_w; j++) {
-            int32_t sum = 0;
-            for (uint32_t ki = 0; ki < r->kernel_h; ki++) {
-                const int16_t *const line = x + (i * r->stride_h + ki) * b->width + j * r->stride_w;
-                for (uint32_t kj = 0; kj < r->kernel_w; kj++) {
-                    sum += line[kj] * w[ki * r->kernel_w + kj];
-                }
-            }
-            *sums++ = (int32_t)((uint32_t)sum + (uint32_t)bias);
+    const uint32_t width = b->width, count = r->out_w;
+    for (uint32_t i = 0; i < b->rows; i++, x += r->stride_h * width, sums += count) {
+        for (uint32_t j = 0; j < count; j++) {
+            sums[j] = 0;
+        }
+        for (uint32_t ki = 0; ki < r->kernel_h; ki++) {
+            add_row(x + ki * width, w + ki * r->kernel_w, sums, r);
+        }
+        for (uint32_t j = 0; j < count; j++) {
+            sums[j] = (int32_t)((uint32_t)sums[j] + (uint32_t)bias);
         }
     }
 }
@@ -54,10 +87,6 @@ static halves halves_of(const ul_record *r, const band *b) {
     h.rows = (int32_t)((h.half - 1) * r->stride_h) + r->kernel_h;
     h.inside = ul_clamp((int32_t)b->width - r->pad_left, 0, r->in_w);
     return h;
-}
-
-static int is_row(const ul_record *r, int32_t i) {
-    return i >= 0 && i < r->in_h;
 }
 
 // What no channel changes: the zero point all over.

@@ -1,10 +1,26 @@
 #include "ul_kernel.h"
 
 #if !defined(UL_ASM_V6M)
+// Where there are no vectors a loop's own instructions weigh as much as its products: four at a time.
+#if defined(__SSE2__) || defined(__AVX2__) || defined(__ARM_NEON)
+#define UL_AT_A_TIME 1
+#else
+#define UL_AT_A_TIME 4
+#endif
+
+static inline int32_t weight(uint8_t byte) {
+    return (int32_t)byte - 128;
+}
+
 static int32_t dot(const int16_t *x, const uint8_t *w, uint32_t taps) {
     int32_t sum = 0;
-    for (uint32_t k = 0; k < taps; k++) {
-        sum += x[k] * ((int32_t)w[k] - 128);
+    for (const uint8_t *const end = w + taps; w < end; w += UL_AT_A_TIME, x += UL_AT_A_TIME) {
+        sum += x[0] * weight(w[0]);
+#if UL_AT_A_TIME == 4
+        sum += x[1] * weight(w[1]);
+        sum += x[2] * weight(w[2]);
+        sum += x[3] * weight(w[3]);
+#endif
     }
     return sum;
 }
@@ -12,10 +28,19 @@ static int32_t dot(const int16_t *x, const uint8_t *w, uint32_t taps) {
 // Two positions, each weight read once.
 static void dot_pair(const int16_t *x, const int16_t *z, const uint8_t *w, uint32_t taps, int32_t *sums) {
     int32_t a = 0, b = 0;
-    for (uint32_t k = 0; k < taps; k++) {
-        const int32_t weight = (int32_t)w[k] - 128;
-        a += x[k] * weight;
-        b += z[k] * weight;
+    for (const uint8_t *const end = w + taps; w < end; w += UL_AT_A_TIME, x += UL_AT_A_TIME, z += UL_AT_A_TIME) {
+        const int32_t w0 = weight(w[0]);
+        a += x[0] * w0;
+        b += z[0] * w0;
+#if UL_AT_A_TIME == 4
+        const int32_t w1 = weight(w[1]), w2 = weight(w[2]), w3 = weight(w[3]);
+        a += x[1] * w1;
+        b += z[1] * w1;
+        a += x[2] * w2;
+        b += z[2] * w2;
+        a += x[3] * w3;
+        b += z[3] * w3;
+#endif
     }
     sums[0] = (int32_t)((uint32_t)sums[0] + (uint32_t)a);
     sums[1] = (int32_t)((uint32_t)sums[1] + (uint32_t)b);

@@ -291,7 +291,7 @@ def _signed(q):
 
 def _aligned(data):
     # Numbers of 16 and 32 bits lie in it; a slice of a foreign buffer may start anywhere, and is copied then.
-    return data if not len(data) or not addressof(data) & 3 else bytearray(data)
+    return data if len(data) and not addressof(data) & 3 else bytearray(data)
 
 
 def _flat(x):

@@ -42,6 +42,15 @@ def packed(path, executor):
                 print("%08x" % (crc32(model.output(x)) & 0xFFFFFFFF))
 
 
+def in_place(plan, inputs):
+    model = ulearn.load(plan)
+    print(model.frozen)
+    x = bytearray(model.input_bytes)
+    with open(inputs, "rb") as f:
+        while f.readinto(x) == len(x):
+            print("%08x" % (crc32(model.output(x)) & 0xFFFFFFFF))
+
+
 def score(folder, stem):
     # How many inputs are put into the class that labels.bin says, a byte an input.
     model = ulearn.load(folder + "/" + stem + ".ulm")
