@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -104,6 +106,7 @@ def _line(port: str, code: str, word: str) -> list[int]:
     raise RuntimeError(f"the board printed no line beginning with {word}")
 
 
+@cache
 def text() -> str:
     """The table as the README has it."""
     columns = ["scheme", "trainable bytes", "plan bytes", "heap bytes", "instructions per inference", "per MAC",
@@ -136,11 +139,25 @@ def in_readme(name: str) -> str:
     return match.group(1)
 
 
+def put_into_readme(name: str, table: str) -> None:
+    """Replace what stands between the markers of a table."""
+    begin = f"<!-- {name}: begin -->\n"
+    old = in_readme(name)
+    README.write_text(README.read_text().replace(begin + old, begin + table))
+
+
+def measure_all() -> None:
+    """Measure what `text` and bench_tables need, side by side; they find it done."""
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(text), *(pool.submit(bench_tables.measured, a) for a in bench_tables.PROCESSORS)]:
+            done.result()
+
+
 def tables() -> dict[str, str]:
     """Every table by the name of its markers; those that need the shared data only where it is."""
     import adaptation
 
-    bench_tables.measure_all()
+    measure_all()
     found = {"bench": text(), "kernels": bench_tables.kernel_text()}
     if data_folder():
         found["models"] = bench_tables.model_text()
@@ -163,7 +180,7 @@ def main() -> None:
         return
     for name, table in tables().items():
         if arguments.write:
-            README.write_text(README.read_text().replace(in_readme(name), table))
+            put_into_readme(name, table)
         print(table, end="\n\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import bench_board
@@ -68,12 +67,6 @@ def measured(architecture: str) -> dict[str, Cost | None]:
     if architecture != "x64":
         return bench_board.on_board(architecture, plans, frozenset(models()))
     return dict(bench_board.on_x64(plans)) if bench_board.has_x64() else {}
-
-
-def measure_all() -> None:
-    """Measure on all processors side by side; later calls of `measured` find it done."""
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(measured, PROCESSORS))
 
 
 def _missing(architecture: str, plan: str) -> str:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
+import test_fuzz
 import tflite_models
 import ulearn
+from test_fuzz import described, execute, sessions_of
 from ulearn_host.compiler import Options, compile_plan
 from ulearn_host.errors import UserError
 from ulearn_host.prepare import best_scheme
 from ulearn_host.tflite_import import load_tflite
 
+driver = test_fuzz.driver  # the core under sanitizers, in both ways to multiply
 MUTATIONS = 10_000
 SLOWEST_S = 5.0
 
@@ -44,10 +47,12 @@ def mutants(count: int) -> Iterator[tuple[str, bytes]]:
         yield f"{kind} #{i}", bytes(data[: rng.randrange(len(data))] if kind == "short" else data)
 
 
-def test_mutations_are_refused_or_run(tmp_path: Path) -> None:
-    """Every file is refused in one sentence that names it, or gives a plan that a board accepts and runs."""
-    path = tmp_path / "mutant.tflite"
-    refused = ran = 0
+@pytest.fixture(scope="module")
+def accepted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, ulearn.Model]]:
+    """The mutations that are not refused, as models; every other one is refused in one sentence."""
+    path = tmp_path_factory.mktemp("mutants") / "mutant.tflite"
+    refused = 0
+    models = []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, data in mutants(MUTATIONS):
         path.write_bytes(data)
@@ -70,11 +75,26 @@ def test_mutations_are_refused_or_run(tmp_path: Path) -> None:
             assert "too much work" in str(fault) or "buffer" in str(fault) or "elements" in str(fault), (name, fault)
             refused += 1
             continue
-        model.output(bytes(model.input_bytes))
-        ran += 1
+        models.append((name, model))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 1 << 20, f"hostile files took {grown} KiB"
-    assert refused > 1500 and ran > 1500, (refused, ran)
+    assert refused > 1500 and len(models) > 1500, (refused, len(models))
+    return models
+
+
+def test_the_accepted_run_under_sanitizers(
+    driver: Path, accepted: list[tuple[str, ulearn.Model]], tmp_path: Path
+) -> None:
+    """The core runs what the importer and the verifier let through, every byte beyond a buffer watched."""
+    sessions, names = [], []
+    for i, (name, model) in enumerate(accepted):
+        for session in sessions_of(random.Random(i), model):
+            sessions.append(session)
+            names.append(name)
+    answers, faults = execute(driver, sessions, tmp_path)
+    assert not faults, described(faults, names)
+    codes = [code for answer in answers for (code,) in struct.iter_unpack("<i", answer)]
+    assert sum(code > 0 for code in codes) > 0.9 * len(codes)
 
 
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\0" * 64, b"\x10\0\0\0TFL3" + b"\xff" * 200, b"PK\x03\x04" * 9])
