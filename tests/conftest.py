@@ -74,6 +74,12 @@ def cortex_m0(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     yield from _device("QEMU_CORTEX_M0", tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def own_cortex_m0(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """The same for one module alone, with all of its flash."""
+    yield from _device("QEMU_CORTEX_M0", tmp_path_factory)
+
+
 @pytest.fixture(scope="session")
 def unix_board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     """A board on the Unix port, the package and the native module on it."""

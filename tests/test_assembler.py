@@ -91,7 +91,7 @@ def made() -> list[Case]:
     return cases
 
 
-def test_assembler_and_c(cortex_m0: Device, tmp_path: Path) -> None:
+def test_assembler_and_c(own_cortex_m0: Device, tmp_path: Path) -> None:
     """Both give the same answers, for every rounding, kernel, zero point and range."""
     cases = made()
     records = [case.plan.programs[0].records[0].fields for case in cases]
@@ -99,10 +99,10 @@ def test_assembler_and_c(cortex_m0: Device, tmp_path: Path) -> None:
     assert np.mean([len(np.unique(case.outputs)) > 20 for case in cases]) > 0.5
     (tmp_path / "layers.bin").write_bytes(b"".join(case.packed() for case in cases))
     files = (tmp_path / "layers.bin", HERE / "device" / "forward.py", emulate.find_native("armv6m", assembler=False))
-    cortex_m0.put(*files)
+    own_cortex_m0.put(*files)
     wanted = [f"{case.name} {line}" for case in cases for line in case.lines()]
     names = [case.name for case in cases for _ in range(INPUTS)]
     for kernels in ("ulab_kernels_c", "ulab_kernels"):
-        printed = cortex_m0.fresh(f"import forward, {kernels}; forward.packed('layers.bin', {kernels}.run)")
+        printed = own_cortex_m0.fresh(f"import forward, {kernels}; forward.packed('layers.bin', {kernels}.run)")
         got = [f"{name} {line}" for name, line in zip(names, printed, strict=True)]
         assert got == wanted, kernels

