@@ -27,7 +27,6 @@ _KIND_TRAIN = const(2)
 _CUT_BYTES = const(48)
 _ID_BYTES = const(16)
 _E_BUFFER = const(-1)
-_ARENA_MAX = const(16777216)
 
 _SEQUENCES = (list, tuple)  # made once: a tuple in a call would be allocated at every step
 
@@ -47,19 +46,9 @@ def load(source, run=None, frozen="auto"):
     # "auto": in place where `source` is a buffer or a file of a ROMFS, else in RAM, else streamed.
     if frozen not in ("auto", "ram", "stream"):
         raise ValueError("frozen '%s', expected auto, ram or stream" % frozen)
-    # What is dropped first comes first: the large buffers then lie side by side above it, and the verifier's gap takes
-    # what is small.
     collect()
-    import ulearn.verify  # noqa: F401
-
-    collect()
-    try:
-        model = Model(read(source, leave=(_SECTION_FROZEN,) if frozen == "stream" else ()), run or best_run, frozen)
-    except MemoryError:
-        if frozen != "auto" or not isinstance(source, str):
-            raise
-        collect()
-        model = Model(read(source, leave=(_SECTION_FROZEN,)), run or best_run, "stream")
+    # The frozen weights stay in the file until all else is proved: by then the verifier's code is gone again.
+    model = Model(read(source, leave=(_SECTION_FROZEN,)), run or best_run, frozen)
     if isinstance(source, str):
         model.path = source
         from .safefile import candidates, exists
@@ -74,8 +63,6 @@ def load(source, run=None, frozen="auto"):
 class Model:
     # A plan in memory, ready to run: every buffer is made here, once.
     def __init__(self, source, run, place="auto"):
-        # The largest buffers first: whatever is small would lie in their way.
-        self.arena, scratch = _room(source, _BUF_ARENA), _room(source, _BUF_SCRATCH)
         sections = source.section
         self.name = source.name
         self.run = run
@@ -85,14 +72,36 @@ class Model:
         self.cuts = sections(_SECTION_CUTS)
         self.meta_place = source.offsets.get(_SECTION_META)
         self.base_place = source.offsets.get(_SECTION_TRAIN, (0, 0))[0]
-        frozen, train, state = sections(_SECTION_FROZEN), sections(_SECTION_TRAIN), sections(_SECTION_STATE)
-        io = sections(_SECTION_IO)
+        train, state, io = sections(_SECTION_TRAIN), sections(_SECTION_STATE), sections(_SECTION_IO)
         from .verify import verify
 
         offset, size = source.offsets.get(_SECTION_FROZEN, (0, 0))
         windows = verify(source, (io, self.tensors, self.cuts, size, train, state))
         del verify
         forget("verify")
+        # The largest buffers come first and side by side: whatever is small would lie in their way.
+        collect()
+        self.arena, scratch = _room(source, _BUF_ARENA), _room(source, _BUF_SCRATCH)
+        self.windows = None
+        frozen = None
+        if source.in_place:
+            frozen = sections(_SECTION_FROZEN)
+            frozen = bytearray(frozen) if place == "ram" else _aligned(frozen)
+        elif place != "stream":
+            try:
+                frozen = _read_at(source.name, offset, bytearray(size))
+            except MemoryError:
+                if place == "ram":
+                    raise
+                collect()
+        if frozen is None:
+            # One window that is filled anew for each record: (where in the file, view of the window, where in FROZEN).
+            frozen = memoryview(bytearray(max([windows[i + 1] - windows[i] for i in range(0, len(windows), 2)])))
+            self.windows = [
+                (offset + windows[i], frozen[: windows[i + 1] - windows[i]], windows[i])
+                for i in range(0, len(windows), 2)
+            ]
+        self.frozen = "stream" if self.windows else "ram" if isinstance(frozen, bytearray) else "in place"
         # Read into bytearrays of our own, a file's sections are already ours; what is only viewed is copied once.
         self.base = None if isinstance(train, bytearray) else train
         self.train_blob = train if isinstance(train, bytearray) else bytearray(train)
@@ -121,16 +130,8 @@ class Model:
         at = output & 0x0FFFFFFF
         self.result = memoryview(self.arena)[at : at + size]
         self.quantised = None
-        self.windows = None
-        if _SECTION_FROZEN in source.leave and not source.in_place:
-            # One window that is filled anew for each record: (where in the file, view of the window, where in FROZEN).
-            window = memoryview(bytearray(max([end - start for start, end in windows])))
-            self.windows = [(offset + start, window[: end - start], start) for start, end in windows]
-            self.training = None
-            frozen = window
-        else:
-            frozen = bytearray(frozen) if place == "ram" and source.in_place else _aligned(frozen)
-        self.frozen = "stream" if self.windows else "ram" if isinstance(frozen, bytearray) else "in place"
+        if self.windows:
+            self.training = None  # it would need them all at once
         self.table = [None, self.arena, frozen, self.train_blob, self.state, scratch, self.label]
 
     @property
@@ -273,12 +274,16 @@ class Model:
 
 
 def _room(source, buffer):
-    # What the programs need of a buffer. They are not verified yet; the verifier has the same limit.
-    size = 0
-    for program in source.programs:
-        if len(program) >= _PROGRAM_BYTES:
-            size = max(size, struct.unpack_from("<7I", program, _P_SIZES)[buffer])
-    return bytearray(size if size <= _ARENA_MAX else 0)
+    # What the programs need of a buffer.
+    return bytearray(max([struct.unpack_from("<7I", program, _P_SIZES)[buffer] for program in source.programs]))
+
+
+def _read_at(path, offset, data):
+    with open(path, "rb") as f:
+        f.seek(offset)
+        if f.readinto(data) != len(data):
+            raise ValueError("%s: cut short while it was read" % path)
+    return data
 
 
 def _shape(numbers):

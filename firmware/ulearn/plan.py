@@ -158,7 +158,7 @@ def _section(reader, plan, digest):
     if kind in plan.offsets and kind != _SECTION_PROGRAM:
         _refuse(plan, "section %d occurs twice" % kind)
     plan.offsets[kind] = (reader.at, size)
-    if not known or kind >= _SECTION_SCALES or kind in plan.leave:
+    if not known or kind >= _SECTION_SCALES or (kind in plan.leave and not plan.in_place):
         end = reader.at + size
         reader.skip(size, digest)
         if reader.at != end:

@@ -1,6 +1,7 @@
 # Proves every offset, dimension, operation and buffer bound of a plan before the core runs it: a hash says that a file
 # is whole, not that it means well. The core itself trusts.
 import struct
+from array import array
 
 from .compat import const
 
@@ -110,7 +111,7 @@ class _Verifier:
         self.have = (None, _ARENA_MAX, frozen, len(train), len(self.state), _ARENA_MAX, None)
         self.where = "plan"
         self.trainable = {}
-        self.windows = []  # of FROZEN, what each record of the forward program needs: (from, to)
+        self.windows = None  # of FROZEN, what each record of the forward program needs: from, to, from, to, ...
 
     def refuse(self, fault):
         raise ValueError("%s: %s: %s" % (self.name, self.where, fault))
@@ -207,8 +208,10 @@ class _Verifier:
             target = 2 if self.loss == _LOSS_SOFTMAX_CE else self.output_bytes
         self.need(self.sizes[_BUF_TARGET] == target, "takes %d bytes of target" % self.sizes[_BUF_TARGET])
         self.products = 0
+        if self.kind == _KIND_FORWARD:
+            self.windows = array("I", bytes(8 * count))
         for i in range(count):
-            self.where = "record %d" % i
+            self.where, self.record = "record %d" % i, i
             self.check_record(program, _PROGRAM_BYTES + i * _RECORD_BYTES)
         self.where = "output"
         self.need(output_bytes == self.output_bytes, "%d bytes, expected %d" % (output_bytes, self.output_bytes))
@@ -294,9 +297,11 @@ class _Verifier:
             self.check_use(index, operands[index], unit, count, written, wide, fraction)
         self.check_overlap(inherits)
         if self.kind == _KIND_FORWARD:
-            frozen = [(start, end) for start, end, _, _ in self.spans if start >> 28 == _BUF_FROZEN]
-            low = min([start for start, _ in frozen]) & 0x0FFFFFFF if frozen else 0
-            self.windows.append((low, (max([end for _, end in frozen]) & 0x0FFFFFFF) if frozen else 0))
+            low, high = 0x0FFFFFFF, 0
+            for start, end, _, _ in self.spans:
+                if start >> 28 == _BUF_FROZEN:
+                    low, high = min(low, start & 0x0FFFFFFF), max(high, end & 0x0FFFFFFF)
+            self.windows[2 * self.record], self.windows[2 * self.record + 1] = min(low, high), high
         for index in range(6):
             self.need(used >> index & 1 or operands[index] == _OPERAND_NONE, "operand %d has no meaning here" % index)
 
@@ -398,7 +403,7 @@ class _Verifier:
 
 def verify(plan, sections):
     # sections: IO, TENSORS, CUTS, bytes of FROZEN, TRAIN, STATE. Raises ValueError naming the plan, the place and the
-    # fault. Returns what each record of the forward program needs of FROZEN: (from, to).
+    # fault. Returns what each record of the forward program needs of FROZEN: from, to, from, to, ...
     v = _Verifier(plan, sections)
     v.check_io()
     v.check_state()
