@@ -25,8 +25,10 @@ def tensor(name: str, shape: tuple[int, int, int], rng: np.random.Generator) -> 
 
 
 def weights_of(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Random ones; all at one end; alternating ends; small ones, of which many sums fit into 16 bits."""
-    kind = rng.integers(0, 5)
+    """Random ones, with -128 or without; all at one end; alternating ends; small ones, whose sums fit into 16 bits."""
+    kind = rng.integers(0, 6)
+    if kind == 5:
+        return np.where(rng.random(shape) < 0.3, -128, rng.integers(-128, 128, shape)).astype(np.int8)
     if kind == 0:
         return np.full(shape, int(rng.choice([-127, 127])), dtype=np.int8)
     if kind == 1:
@@ -60,6 +62,8 @@ def random_op(seed: int) -> Weighted:
     if kind == 0 and rng.random() < 0.5:
         # Of such small multipliers many need more than 31 bits, where the biases are as large.
         reals = 2.0 ** rng.uniform(-21, -19, channels)
+    if rng.random() < 0.2:
+        reals = 2.0 ** np.round(np.log2(reals)) * (1 - 2.0**-22)  # multipliers just below 2^31
     if rng.random() < 0.4:
         reals[:] = reals[0]
     reach = np.minimum(100 / reals, 2.0**27)
@@ -96,6 +100,7 @@ def test_assembler_and_c(own_cortex_m0: Device, tmp_path: Path) -> None:
     cases = made()
     records = [case.plan.programs[0].records[0].fields for case in cases]
     assert {f["rounding"] for f in records} == {n.ROUND_SINGLE, n.ROUND_DOUBLE, n.ROUND_AWAY}
+    assert any(f["flags"] & n.FLAG_FULL_RANGE for f in records)
     assert np.mean([len(np.unique(case.outputs)) > 20 for case in cases]) > 0.5
     (tmp_path / "layers.bin").write_bytes(b"".join(case.packed() for case in cases))
     files = (tmp_path / "layers.bin", HERE / "device" / "forward.py", emulate.find_native("armv6m", assembler=False))

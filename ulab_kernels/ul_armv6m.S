@@ -248,6 +248,7 @@ function \name
 .if \rounding == 3
     ldr r2, [sp, #44]
     ldr r7, [r1, r2]
+    uxth r7, r7
     str r7, [sp]
 .endif
     ldr r2, [sp, #20]

@@ -124,6 +124,7 @@ void ul_conv(const ul_buffer *table, const ul_record *r) {
     const int fast = ul_is_fast(r, bias, multiplier, shift, row);
     ul_patch patch;
     patch.positions = count == 1 ? 1 : 2;
+    patch.full_range = r->flags & UL_FLAG_FULL_RANGE;
     patch.inputs = table[UL_BUF_SCRATCH].data;
     patch.sums = (int32_t *)(void *)(patch.inputs + 2 * chunk * patch.positions);
     ul_codes codes;

@@ -27,7 +27,9 @@ static uint32_t add_scaled(int32_t *sums, uint32_t count, const int8_t *x, uint3
         const uint32_t some = length - at < count ? length - at : count;
         const int8_t *p = x + at, *const end = p + some;
         while (p < end) {
-            *sums++ += scaled_difference(*p++ - zero, upper, lower, right);
+            const int32_t value = scaled_difference(*p++ - zero, upper, lower, right);
+            *sums = (int32_t)((uint32_t)*sums + (uint32_t)value);
+            sums++;
         }
         count -= some;
         at = at + some == length ? 0 : at + some;

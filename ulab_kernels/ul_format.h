@@ -259,7 +259,7 @@
 #define UL_OP_MEAN 20
 // ADD: 0 a int8[n], 1 y int8[n], 2 b int8[extra], 3 parameters i32[7]: zero_b, multiplier and shift of a, of b, of the sum
 //   n = in_h * in_w * in_c; b repeats: b[i mod extra]; zero_b is cut to -128..127; DOUBLE rounding.
-//   s = round((a[i] - zero_in) * 2^20, of a) + round((b - zero_b) * 2^20, of b)
+//   s = round((a[i] - zero_in) * 2^20, of a) + round((b - zero_b) * 2^20, of b)             (mod 2^32)
 //   y = clamp(round(s, of the sum) + zero_out, act_min, act_max)
 //   SCRATCH: 4 * ADD_BLOCK bytes. y may start where a starts, or where b starts if extra = n.
 #define UL_OP_ADD 21
@@ -290,7 +290,7 @@
 #define UL_BIAS_MAX 1073741823
 #define UL_CLASSES_MAX 8192
 #define UL_RECORDS_MAX 1024
-#define UL_PRODUCTS_MAX 1073741824 // of weights or cells with inputs in one program: a plan must come to an end
+#define UL_PRODUCTS_MAX 1073741824 // and numbers gathered, in one program: a plan must come to an end
 
 // What a run answers: the number of records done, or one of these.
 #define UL_E_BUFFER -1    // a buffer is missing or smaller than the program needs

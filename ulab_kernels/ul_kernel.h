@@ -17,6 +17,7 @@ typedef struct {
     uint8_t *inputs;
     int32_t *sums; // [channel][position]
     uint32_t positions, taps; // taps: of the chunk in hand, a multiple of 4
+    int full_range;           // a weight may be -128
 } ul_patch;
 
 // What turns sums into codes: sums[i * positions + p] becomes y[i * y_step + p * y_other], the first position's last, so

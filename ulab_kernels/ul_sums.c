@@ -47,9 +47,35 @@ static void dot_pair(const int16_t *x, const int16_t *z, const uint8_t *w, uint3
 }
 #endif
 
+#if defined(UL_ASM_V6M)
+// Products of -128 with -128, of which two do not fit into the 16 bits that the assembler has for them.
+static void dots_full_range(const ul_patch *patch, const uint8_t *weights, uint32_t row_bytes, uint32_t count) {
+    const uint32_t positions = patch->positions;
+    int32_t *sums = patch->sums;
+    for (uint32_t n = 0; n < count; n++, weights += row_bytes) {
+        for (uint32_t p = 0; p < positions; p++, sums++) {
+            const int32_t *pairs = (const int32_t *)(const void *)patch->inputs + p;
+            uint32_t sum = (uint32_t)*sums;
+            for (uint32_t k = 0; k < patch->taps; k += 4) {
+                for (uint32_t odd = 0; odd < 2; odd++, pairs += positions) {
+                    const int32_t lower = (int16_t)*pairs, upper = (int32_t)((uint32_t)*pairs - (uint32_t)lower) >> 16;
+                    const int32_t first = (int32_t)weights[k + odd] - 128, third = (int32_t)weights[k + odd + 2] - 128;
+                    sum += (uint32_t)(upper * first + lower * third);
+                }
+            }
+            *sums = (int32_t)sum;
+        }
+    }
+}
+#endif
+
 void ul_dots(const ul_patch *patch, const uint8_t *weights, uint32_t row_bytes, uint32_t count) {
     const void *const inputs = patch->inputs;
 #if defined(UL_ASM_V6M)
+    if (patch->full_range) {
+        dots_full_range(patch, weights, row_bytes, count);
+        return;
+    }
     const uint32_t sizes[3] = {patch->taps, row_bytes, count};
     if (patch->positions == 2) {
         ul_dots2_v6m(inputs, weights, patch->sums, sizes);
@@ -107,7 +133,7 @@ int ul_is_fast(const ul_record *r, const int32_t *bias, const int32_t *multiplie
     }
     for (uint32_t n = ul_scale_step(r) ? r->out_c : 1; n; n--) {
         negative |= (uint32_t)*multiplier++;
-        far |= (uint32_t)(*shift++ + 32) & (uint32_t)-32; // -32..-1 become 0..31
+        far |= (uint32_t)(*shift++ + 31) > 30; // beyond -31..-1
     }
     // A bias beyond +-2^28 has left a bit above the 29th.
     return taps < (uint32_t)1 << 14 && !(r->flags & UL_FLAG_FULL_RANGE) && !(large >> 29) && !(negative >> 31) && !far;
@@ -122,7 +148,10 @@ int ul_is_fast(const ul_record *r, const int32_t *bias, const int32_t *multiplie
 // - rounding m costs up to |a| / 2; where |u| <= 257, and beyond it every code has saturated, |a| <= 257 * 2^(e + 1 - before);
 // - gemmlowp's first rounding and its way with ties shift u by -3/2 to 1/2 of 2^(15 - before).
 int ul_quick_for(const ul_codes *codes, uint32_t most, ul_quick *quick) {
-    const int32_t e = -codes->shift[0];
+    const int32_t e = -codes->shift[0], multiplier = codes->multiplier[0];
+    if (multiplier < (int32_t)1 << 30 || multiplier >= 0x7FFF8000) {
+        return 0; // the bounds below are for 31 bits, of which the upper half must not round up to 2^15
+    }
     int32_t before = 0;
     while ((most >> before) >= 0xF000) {
         before++;
@@ -133,10 +162,10 @@ int ul_quick_for(const ul_codes *codes, uint32_t most, ul_quick *quick) {
     }
     const int32_t slop = (257 << (e - before > 0 ? e - before : 0)) + 4, first = (int32_t)1 << (14 - before);
     quick->before = before;
-    quick->upper = (codes->multiplier[0] + 0x8000) >> 16;
+    quick->upper = (multiplier + 0x8000) >> 16;
     quick->after = after;
     quick->offset = ((int32_t)1 << (after - 1)) - slop - 3 * first;
     quick->window = 2 * slop + 4 * first + ((int32_t)1 << 15);
-    return quick->upper < 0x8000;
+    return 1;
 }
 #endif

@@ -285,7 +285,9 @@ class _Verifier:
         numbers["S"] = 1 if flags & _FLAG_ONE_SCALE else n
         numbers["M"] = numbers["S"] * (2 if rounding == _ROUND_AWAY else 1)
         inherits = (0,) if op == _OP_RELU else ()
-        if imported:
+        if not imported:
+            self.count_work(2 * k * n)
+        else:
             inherits = self.check_imported(fields, numbers)
         used = 0
         self.spans = []
@@ -301,7 +303,8 @@ class _Verifier:
             for start, end, _, _ in self.spans:
                 if start >> 28 == _BUF_FROZEN:
                     low, high = min(low, start & 0x0FFFFFFF), max(high, end & 0x0FFFFFFF)
-            self.windows[2 * self.record], self.windows[2 * self.record + 1] = min(low, high), high
+            # from a multiple of 4 on, as the buffer it stands for
+            self.windows[2 * self.record], self.windows[2 * self.record + 1] = min(low, high) // 4 * 4, high
         for index in range(6):
             self.need(used >> index & 1 or operands[index] == _OPERAND_NONE, "operand %d has no meaning here" % index)
 
@@ -324,8 +327,7 @@ class _Verifier:
             self.need(not any(fields[18:22]), "it has a kernel and no use for one")
             self.need(op == _OP_PAD or not (top or left), "it has padding and no use for any")
         taps = kernel_h * kernel_w * (k if op == _OP_CONV else 1) if window else 1
-        self.products += max(numbers["X"], numbers["Y"] * taps)
-        self.need(self.products <= _PRODUCTS_MAX, "the program is too much work")
+        self.count_work(max(numbers["X"], numbers["Y"] * (taps + 3)))
         dtype = {_OP_CONV: _DTYPE_UINT8, _OP_DEPTHWISE: _DTYPE_INT8}.get(op, 0)
         self.need(fields[28] == dtype, "weights of dtype %d" % fields[28])
         scratch = 0
@@ -339,6 +341,8 @@ class _Verifier:
             self.need(block == n or chunk == row, "it cuts both taps and channels")
             one = out_h * out_w == 1
             scratch = (1 if one else 2) * (2 * chunk + 4 * block)
+            # The kernel's rows are walked anew for every chunk.
+            self.count_work(out_h * out_w * kernel_h * (row // chunk + 1))
             point = kernel_h * kernel_w * stride_h * stride_w == 1 and not (top or left)
             if one or (point and n <= k and (in_h, in_w) == (out_h, out_w)):
                 inherits = (0,)
@@ -347,7 +351,10 @@ class _Verifier:
             self.need(n % k == 0, "%d channels out of %d" % (n, k))
             self.need(extra >= 2 and extra % 2 == 0 and extra < 65536, "%d rows at a time" % extra)
             lines = (extra // 2 - 1) * stride_h + max(kernel_h, stride_h)
-            scratch = 4 * (lines * ((out_w - 1) * stride_w + kernel_w) + extra * out_w + taps)
+            width = (out_w - 1) * stride_w + kernel_w
+            scratch = 4 * (lines * width + extra * out_w + taps)
+            # Every channel gathers its bands.
+            self.count_work(n * (out_h // extra + 1) * 2 * lines * width)
             if same and extra >= out_h:
                 inherits = (0,)
         elif window:
@@ -371,6 +378,10 @@ class _Verifier:
         self.need(self.sizes[_BUF_SCRATCH] >= scratch, "it needs %d bytes of scratch" % scratch)
         return inherits
 
+    def count_work(self, products):
+        self.products += products
+        self.need(self.products <= _PRODUCTS_MAX, "the program is too much work")
+
     def check_overlap(self, inherits):
         # What a record writes lies apart from all that it reads, or takes the whole place of what it may replace.
         for start, end, written, _ in self.spans:
@@ -390,7 +401,8 @@ class _Verifier:
             return
         size = (2 if wide else 1) if unit == "w" else 1 if unit == "a" else int(unit)
         self.check_operand(operand, size, size * count)
-        self.need(unit != "a" or operand % 4 == 0, "its weights do not start at a multiple of 4")
+        aligned = operand % 4 == 0 and buf != _BUF_INPUT
+        self.need(unit != "a" or aligned, "its weights do not start at a multiple of 4")
         self.spans.append((operand, operand + size * count, written, index))
         self.need(written != 1 or buf == _BUF_ARENA, "it writes outside the arena")
         self.need(written != 2 or buf == _BUF_TRAIN, "it updates what is not trainable")
