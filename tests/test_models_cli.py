@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import onnx_models
 import tflite_models
@@ -13,6 +14,9 @@ import ulearn
 from test_cli import run
 from ulearn_host import emulate
 from ulearn_host.compiler import Options, compile_plan
+from ulearn_host.errors import UserError
+from ulearn_host.importers import rows
+from ulearn_host.onnx_import import load_onnx
 from ulearn_host.tflite_import import load_tflite
 
 
@@ -66,3 +70,30 @@ def test_unsupported_models_are_refused_by_name(tmp_path: Path) -> None:
         done = run("prepare", tmp_path / f"{name}.tflite", fails=True)
         assert word in done.stderr or "expected int8" in done.stderr
         assert not (tmp_path / f"{name}.ulm").exists()
+
+
+def test_channels_first_or_last(tmp_path: Path) -> None:
+    """Labelled ONNX samples calibrate the training, and images count the same with channels first or last."""
+    case = onnx_models.FLOAT["conv"] if "conv" in onnx_models.FLOAT else next(iter(onnx_models.FLOAT.values()))
+    model = onnx_models.save(case.made("conv"), tmp_path / "net.onnx")
+    x = onnx_models.samples("conv", case)
+    network = load_onnx(model, x)
+    assert x.ndim == 4 and network.input.shape == (x.shape[2], x.shape[3], x.shape[1])
+    last = x.transpose(0, 2, 3, 1)
+    assert (rows(x, network.input.shape, "x") == last.reshape(len(x), -1)).all()
+    assert (rows(last, network.input.shape, "x") == last.reshape(len(x), -1)).all()
+    with pytest.raises(UserError, match="expected"):
+        rows(x[:, :, 1:], network.input.shape, "x")
+    case = onnx_models.FLOAT["softmax"]
+    onnx_models.save(case.made("softmax"), tmp_path / "small.onnx")
+    x = onnx_models.samples("softmax", case)
+    np.savez(tmp_path / "c.npz", x=x, y=np.arange(len(x)) % 5)
+    assert "trains" in run("prepare", tmp_path / "small.onnx", "--calibration", tmp_path / "c.npz").stdout
+
+
+def test_what_a_plan_is_made_from_stays(tmp_path: Path) -> None:
+    """--out may not name the model."""
+    path = tmp_path / "net.tflite"
+    path.write_bytes(small_classifier())
+    refused = run("prepare", path, "-o", path, fails=True)
+    assert "would overwrite" in refused.stderr and path.read_bytes() == small_classifier()

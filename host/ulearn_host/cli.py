@@ -77,6 +77,9 @@ def prepare(
     if loss is not None:
         _one_of("loss", loss, ("softmax_ce", "mse"))
     names = tuple(name.strip() for name in labels.split(",")) if labels else ()
+    path = out or model.with_suffix(".ulm")
+    if path.resolve() in [p.resolve() for p in (model, calibration) if p]:
+        raise UserError(f"{path}: would overwrite what it is made from; name another file with --out")
     x, y = importers.load_samples(calibration) if calibration else (None, None)
     with display.steps() as steps:
         if model.suffix in importers.GRAPHS:
@@ -85,6 +88,7 @@ def prepare(
             layers, found, known = importers.load_model(model)
             if x is None:
                 raise UserError(f"{model}: a float network needs samples to be quantised; name them with --calibration")
+            x = x.reshape(len(x), -1)
             network = quantise(layers, x, loss_of(loss, found), known, source=model.name)
             codes = network.input.codes(x)
         network = replace(network, loss=loss_of(loss, network.loss), labels=names or network.labels)
@@ -96,7 +100,6 @@ def prepare(
         targets = None if y is None else _targets(calibration, y, network)
         tick = steps.counter(f"preparing {model.name}", 2 if targets is not None and options.scheme != "none" else 1)
         plan = preparation.from_network(network, codes, targets, options=options, progress=lambda step: tick())
-    path = out or model.with_suffix(".ulm")
     preparation.write(plan, path)
     read = report.read(path)
     display.console.print(
@@ -106,12 +109,15 @@ def prepare(
     for note in network.notes:
         display.console.print(f"note: {note}", soft_wrap=True)
     if options.scheme == "none" and scheme is None:
-        why = (
-            "it has no loss; name one with --loss" if network.loss == "none" else "its last layer cannot be trained yet"
-        )
+        why = "its last layer cannot be trained yet"
+        if network.loss == "none":
+            why = "it has no loss; name one with --loss softmax_ce or --loss mse"
         display.console.print(f"note: nothing will train, since {why}", soft_wrap=True)
     elif targets is None and options.scheme != "none":
-        display.console.print("no labels were given: the board calibrates the training itself in its first 16 steps")
+        display.console.print(
+            "note: no samples with y were given (--calibration): the board calibrates training in its first 16 steps",
+            soft_wrap=True,
+        )
 
 
 def loss_of(named: str | None, found: Loss) -> Loss:
@@ -367,7 +373,9 @@ def _linked(port: str, facts: Any) -> Any:
 
     @contextmanager
     def session() -> Any:
-        with Link.open(port) as link:
+        # Room for the largest frame, a sample with its target, twice.
+        room = max(2048, 2 * (facts.inputs + max(2, facts.outputs) + 64))
+        with Link.open(port, buffer_bytes=room) as link:
             loaded = link.load(facts.path.name)
             if loaded is None or loaded.model_id != facts.model_id:
                 raise UserError(f"{port}: {facts.path.name} on the board is another model; run ulearn deploy first")

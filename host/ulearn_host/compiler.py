@@ -98,7 +98,9 @@ def check_trainable(network: Network, scheme: Scheme) -> None:
     if scheme == "none":
         return
     if network.loss == "none":
-        raise UserError("the network has no loss to train with; name one, or choose the scheme 'none'")
+        raise UserError(
+            "the network has no loss to train with; name one (--loss softmax_ce, --loss mse), or choose --scheme none"
+        )
     if not network.layers:
         raise UserError("the network has no layer with weights to train; choose the scheme 'none'")
     flags = [trainable(i, len(network.layers), scheme) for i in range(len(network.layers))]

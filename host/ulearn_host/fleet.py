@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulearn import plan as plan_file
-from ulearn_host import aggregate
+from ulearn_host import aggregate, importers
 from ulearn_host import numbers as n
 from ulearn_host.compiler import seal
 from ulearn_host.errors import UserError
@@ -66,19 +66,22 @@ class PlanFacts:
         self.input = Quantisation(fields[4], fields[5])
         self.output = Quantisation(fields[10], fields[11])
         self.labelled = fields[12] == n.LOSS_SOFTMAX_CE
-        self.inputs = int(np.prod([d for d in fields[:3] if d]))
+        self.shape = fields[:3]
+        self.inputs = int(np.prod(self.shape))
         self.outputs = int(np.prod([d for d in fields[6:9] if d]))
 
     def samples(self, x: NDArray[np.floating], y: NDArray[Any] | None, source: str) -> Samples:
         """Real samples as the board takes them. Raises UserError when they do not fit the plan."""
-        if x.shape[1] != self.inputs:
-            raise UserError(f"{source}: samples of {x.shape[1]} numbers, {self.path.name} takes {self.inputs}")
+        x = importers.rows(x, self.shape, source)
         if y is None:
             raise UserError(f"{source}: holds no targets, expected them under the name y")
         if not self.labelled:
             targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
             if targets.shape[1] != self.outputs:
-                raise UserError(f"{source}: targets of {targets.shape[1]} numbers, expected {self.outputs}")
+                raise UserError(
+                    f"{source}: targets y of {targets.shape[1]} numbers, expected {self.outputs}; where y holds class "
+                    f"labels, prepare the plan with --loss softmax_ce"
+                )
             return Samples(self.input.codes(x), self.output.codes(targets))
         if not np.array_equal(y, np.rint(y)):
             raise UserError(f"{source}: y holds numbers that are no labels, expected 0 to {self.outputs - 1}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def load_samples(path: Path) -> tuple[NDArray[np.float64], NDArray[Any] | None]:
-    """Samples from an npz: x [n, ...] in real units, flattened to [n, inputs], and y [n] or [n, outputs] if there."""
+    """Samples from an npz: x [n, ...] in real units, and y [n] or [n, outputs] if there."""
     arrays = load_arrays(path)
     if "x" not in arrays:
         raise UserError(f"{path}: holds {', '.join(arrays) or 'nothing'}, expected samples under the name x")
@@ -73,7 +73,24 @@ def load_samples(path: Path) -> tuple[NDArray[np.float64], NDArray[Any] | None]:
         raise UserError(
             f"{path}: {len(x)} samples x and {0 if y is None else len(y)} targets y, expected as many of both"
         )
-    return x.reshape(len(x), -1).astype(np.float64), y
+    return x.astype(np.float64), y
+
+
+def rows(x: NDArray[np.floating], shape: Sequence[int], source: str) -> NDArray[np.floating]:
+    """Samples [n, ...] as a network of the input shape (height, width, channels) takes them: [n, inputs].
+
+    Images with channels first, as PyTorch has them, are turned; flat samples are taken as they are. Raises UserError
+    when the sizes differ.
+    """
+    height, width, channels = shape
+    if x.shape[1:] == (channels, height, width) and x.shape[1:] != tuple(shape):
+        x = x.transpose(0, 2, 3, 1)
+    flat = np.ascontiguousarray(x.reshape(len(x), -1))
+    if flat.shape[1] != height * width * channels:
+        given = "×".join(str(d) for d in x.shape[1:])
+        wanted = "×".join(str(d) for d in shape if d > 1) or "1"
+        raise UserError(f"{source}: samples of {given} numbers, expected {wanted}")
+    return flat
 
 
 def from_sklearn(model: Any) -> tuple[list[FloatDense], Loss, list[str]]:
@@ -135,12 +152,10 @@ def quantised(
 
         network = onnx_import.load_onnx(path, calibration, tick)
         if calibration is not None:
-            calibration = onnx_import.arrange_samples(path, calibration)
+            return network, network.input.codes(onnx_import.arrange_samples(path, calibration))
     if calibration is None:
         return network, None
-    if calibration[0].size != network.input.size:
-        raise UserError(f"{path}: takes {network.input.size} numbers, the samples have {calibration[0].size}")
-    return network, network.input.codes(calibration.reshape(len(calibration), -1))
+    return network, network.input.codes(rows(calibration, network.input.shape, "the calibration samples"))
 
 
 def load_model(path: Path) -> tuple[list[FloatDense], Loss, list[str]]:

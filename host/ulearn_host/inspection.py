@@ -119,6 +119,8 @@ def predicted(read: Report) -> None:
 
 
 def _time(p: placement.Prediction) -> str:
+    if p.fits == "too large":
+        return ""
     if p.instructions is None:
         return "unmeasured"
     reading = " + reading" if p.fits == "streamed" else ""

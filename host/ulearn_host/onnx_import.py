@@ -42,7 +42,7 @@ def arrange_samples(path: Path, samples: NDArray[Any]) -> NDArray[Any]:
 
     def arrange(draft: Draft) -> NDArray[Any]:
         flat = shaped_samples(draft, samples).reshape(len(samples), -1)
-        return flat[:, np.argsort(draft.input.order.ravel())]
+        return np.ascontiguousarray(flat[:, np.argsort(draft.input.order.ravel())])
 
     return _guarded(path, arrange)
 
