@@ -17,6 +17,7 @@ from ulearn_host import numbers as n
 from ulearn_host.errors import UserError
 from ulearn_host.lowering import Blob, Lowering, Record
 from ulearn_host.network import Dense, Network, Reshape, Softmax, Tensor, Weighted
+from ulearn_host.records import RECORD
 
 Scheme = Literal["last", "bias", "last+bias", "full", "none"]
 WeightType = Literal["int16", "int8"]
@@ -372,8 +373,7 @@ def _pack(record: Record, offsets: dict[str, int]) -> bytes:
         operands[index] = n.BUF_ARENA << 28 | offsets[operand] if isinstance(operand, str) else operand
     f: Callable[[str], int] = lambda name: record.fields.get(name, 0)  # noqa: E731
     try:
-        return struct.pack(
-            "<4B2H6I6H6B4b2BHhI",
+        return RECORD.pack(
             *(record.op, n.MODE_APPLY, f("flags"), f("rounding"), f("gate"), f("gain")),
             *operands,
             *(f(name) for name in ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c")),

@@ -9,7 +9,6 @@ measured is not predicted. Weights that are streamed from a file take the time o
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from ulearn import plan as plan_file
 from ulearn_host import emulate
 from ulearn_host import numbers as n
 from ulearn_host.errors import UserError
+from ulearn_host.records import RECORD
 
 COSTS = Path(__file__).with_name("costs.json")
 # Architectures without figures of their own whose boards can run the other one's code.
@@ -56,7 +56,7 @@ def records_of(program: bytes) -> list[Record]:
     """The records of a PROGRAM section."""
     records = []
     for at in range(n.PROGRAM_BYTES, len(program), n.RECORD_BYTES):
-        f = struct.unpack_from("<4B2H6I6H6B4b2BHhI", program, at)
+        f = RECORD.unpack_from(program, at)
         records.append(Record(f[0], f[2], f[12:15], f[15:18], f[18:20], f[20:22], f[22:24], f[28], f[32]))
     return records
 

@@ -9,6 +9,7 @@ from typing import Any
 from ulearn import verify
 from ulearn_host import numbers as n
 
+RECORD = struct.Struct("<4B2H6I6H6B4b2BHhI")  # UL_R_* in ul_format.h, in order
 _NAMES = {value: name[3:].lower() for name, value in vars(n).items() if name.startswith("OP_")}
 _BUFFERS = ("input", "arena", "frozen", "train", "state", "scratch", "target")
 _WINDOWED = (n.OP_CONV, n.OP_DEPTHWISE, n.OP_AVERAGE_POOL, n.OP_MAX_POOL)
@@ -98,7 +99,7 @@ def read(plan: Any, sections: tuple[Any, ...]) -> list[list[Record]]:
 
 
 def _record(program: bytes, at: int, uses: tuple[Use, ...]) -> Record:
-    f = struct.unpack_from("<4B2H6I6H6B4b2BHhI", program, at)
+    f = RECORD.unpack_from(program, at)
     kind, dtype = f[0], f[28]
     taken, given = _shapes(kind, f[12:15], f[15:18])
     windowed, weighted = kind in _WINDOWED, kind in _WEIGHTED

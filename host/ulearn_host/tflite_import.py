@@ -448,10 +448,8 @@ class _Importer:
                 shifted = self._shifted(source)
                 if shifted.shape != y.shape:
                     raise self.fail(op, "changes the shape")
-                if (shifted.scale, shifted.zero) == (y.scale, y.zero):
-                    self.notes.append("it takes int8 codes: the model's uint8 input minus 128")
-                else:
-                    self.notes.append("it takes int8 codes: the model's uint8 input minus 128")
+                self.notes.append("it takes int8 codes: the model's uint8 input minus 128")
+                if (shifted.scale, shifted.zero) != (y.scale, y.zero):
                     self.tensors[source.index] = shifted
                     return self._requantise(name, shifted, y)
             self.tensors[target.index] = y

@@ -7,6 +7,10 @@ from binascii import crc32
 import ulearn
 
 
+def answer(model, x):
+    return "%08x" % (crc32(model.output(x)) & 0xFFFFFFFF)
+
+
 def run(folder, stem, executor=None, frozen="auto", size=0):
     # size: of an input. The file and its buffer come first: where a model hardly fits, nothing is left for them later.
     lines = []
@@ -15,7 +19,7 @@ def run(folder, stem, executor=None, frozen="auto", size=0):
         model = ulearn.load(folder + "/" + stem + ".ulm", executor, frozen)
         x = x or bytearray(model.input_bytes)
         while f.readinto(x) == len(x):
-            lines.append("%08x" % (crc32(model.output(x)) & 0xFFFFFFFF))
+            lines.append(answer(model, x))
     return lines
 
 
@@ -40,7 +44,7 @@ def packed(path, executor):
             x = bytearray(length)
             for _ in range(count):
                 f.readinto(x)
-                print("%08x" % (crc32(model.output(x)) & 0xFFFFFFFF))
+                print(answer(model, x))
 
 
 def in_place(plan, inputs):
@@ -49,7 +53,7 @@ def in_place(plan, inputs):
     x = bytearray(model.input_bytes)
     with open(inputs, "rb") as f:
         while f.readinto(x) == len(x):
-            print("%08x" % (crc32(model.output(x)) & 0xFFFFFFFF))
+            print(answer(model, x))
 
 
 def score(folder, stem):
