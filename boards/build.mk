@@ -34,7 +34,7 @@ unix = $(submake) -C $(SOURCE)/ports/unix VARIANT_DIR=$(REPOSITORY)/boards/UNIX 
 
 FETCHED := $(BIN)/mpy-cross
 UNIX_FILES := $(call files,$(REPOSITORY)/boards/UNIX,mpconfigvariant.* manifest.py)
-KERNEL_FILES := $(call files,$(KERNELS),*.c *.h *.S *.mk Makefile)
+KERNEL_FILES := $(call files,$(KERNELS),*.c *.h *.S *.inc *.mk Makefile)
 UNIX := $(call stamp,UNIX,$(UNIX_FILES))
 UNIX_KERNELS := $(if $(wildcard $(KERNELS)/micropython.mk),$(call stamp,ulab_kernels-UNIX,$(UNIX_FILES) $(KERNEL_FILES)))
 QEMU_BOARDS := $(notdir $(patsubst %/board.mk,%,$(wildcard $(REPOSITORY)/boards/*/board.mk)))
@@ -81,8 +81,8 @@ $(NATIVE): $(CACHE)/stamps/native-%: $(FETCHED)
 	$(eval NAME := $(call stamped,$*))
 	$(eval ARCH := $(patsubst %-c,%,$(NAME)))
 	$(eval EXTRA := $(if $(filter %-c,$(NAME)),CFLAGS_EXTRA=-DUL_NO_ASM))
-	$(eval MODULE := $(CACHE)/native/$(NAME)/ulab_kernels$(if $(EXTRA),_c).mpy)
-	$(call build,native-$(NAME),building the native module for $(NAME),\
-		rm -rf $(CACHE)/native/$(NAME) && mkdir -p $(CACHE)/native/$(NAME) && \
-		PATH=$(VENV)/bin:$$PATH $(submake) -C $(KERNELS) ARCH=$(ARCH) MPY_DIR=$(SOURCE) PYTHON=$(VENV)/bin/python \
-			BUILD=$(CACHE)/native/$(NAME) OUT=$(MODULE) $(EXTRA))
+	$(eval OUT := $(CACHE)/native/$(NAME))
+	$(call build,native-$(NAME),building the native modules for $(NAME),\
+		rm -rf $(OUT) && mkdir -p $(OUT) && for m in ulab_kernels ulab_training; do \
+			PATH=$(VENV)/bin:$$PATH $(submake) -C $(KERNELS) ARCH=$(ARCH) MPY_DIR=$(SOURCE) PYTHON=$(VENV)/bin/python \
+				MOD=$$m BUILD=$(OUT)/build-$$m OUT=$(OUT)/$${m}$(if $(EXTRA),_c).mpy $(EXTRA) || exit 1; done)

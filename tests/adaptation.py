@@ -34,10 +34,11 @@ from threadpoolctl import threadpool_limits
 
 import ulearn
 from ulearn.trainer import shuffle
-from ulearn_host.compiler import TRAINING_SCHEMES, Options, trainable
+from ulearn_host.compiler import Options
 from ulearn_host.importers import from_sklearn
 from ulearn_host.prepare import prepare
 from ulearn_host.quantise import FloatDense, forward
+from ulearn_host.schemes import NAMED_SCHEMES, named_part
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = (1, 2, 3)
@@ -67,7 +68,7 @@ class Windows:
 class Settings:
     """What is tried. skip: the integer step's threshold for samples that are right already; float32 has none."""
 
-    schemes: tuple[str, ...] = TRAINING_SCHEMES
+    schemes: tuple[str, ...] = NAMED_SCHEMES
     rates: tuple[float, ...] = RATES
     epochs: int = EPOCHS
     seeds: tuple[int, ...] = SEEDS
@@ -150,7 +151,7 @@ def adapt_float(layers: Sequence[FloatDense], x: Floats, y: Labels, course: Cour
     x = x.astype(np.float32)
     weights = [layer.weights.astype(np.float32) for layer in layers]
     biases = [layer.bias.astype(np.float32) for layer in layers]
-    trains = [trainable(i, len(layers), course.scheme) for i in range(len(layers))]
+    trains = [named_part(i, len(layers), course.scheme) for i in range(len(layers))]
     deepest = min(i for i, either in enumerate(trains) if any(either))
     for epoch, order in enumerate(orders(len(x), course.epochs, course.seed)):
         step = np.float32(course.rate * 0.5**epoch)

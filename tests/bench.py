@@ -27,8 +27,9 @@ from conftest import data_folder  # noqa: E402
 from ulearn import plan as plan_file  # noqa: E402
 from ulearn_host import costs, deploy, emulate, report  # noqa: E402
 from ulearn_host import numbers as n  # noqa: E402
-from ulearn_host.compiler import TRAINING_SCHEMES, Options, compile_plan  # noqa: E402
+from ulearn_host.compiler import Options, compile_plan  # noqa: E402
 from ulearn_host.quantise import FloatDense, quantise  # noqa: E402
+from ulearn_host.schemes import NAMED_SCHEMES  # noqa: E402
 
 README = HERE.parent / "README.md"
 _IMPORT = (
@@ -52,13 +53,13 @@ def rows() -> list[list[str]]:
     result = []
     with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
         folder = Path(temporary)
-        for scheme in TRAINING_SCHEMES:
+        for scheme in NAMED_SCHEMES:
             (folder / f"{scheme}.ulm").write_bytes(compile_plan(network(), Options(scheme)).data)
         deploy.deploy(board.port, folder / "last.ulm")
-        files = [str(folder / f"{scheme}.ulm") for scheme in TRAINING_SCHEMES]
+        files = [str(folder / f"{scheme}.ulm") for scheme in NAMED_SCHEMES]
         files += [str(HERE / "device" / name) for name in ("memory.py", "speed.py")]
         deploy.mpremote(board.port, "fs", "cp", *files, ":")
-        for scheme in TRAINING_SCHEMES:
+        for scheme in NAMED_SCHEMES:
             path = f"{scheme}.ulm"
             heap = _line(board.port, f"import memory; memory.heap('{path}')", "heap")[0]
             inference, step = _line(board.port, f"import speed; speed.main('{path}')", "speed")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 import reference
-from ulearn_host.compiler import TRAINING_SCHEMES, Options, Plan, compile_plan
+from ulearn_host.compiler import Options, Plan, compile_plan
 from ulearn_host.errors import UserError
 from ulearn_host.network import Dense, Network, Quantisation, vector
+from ulearn_host.schemes import NAMED_SCHEMES
 
 STEPS = 12
 
@@ -71,7 +72,7 @@ def random_case(seed: int, widest: int = 96) -> Case:
     rng = np.random.default_rng(seed)
     network = random_network(rng, widest)
     options = Options(
-        TRAINING_SCHEMES[seed % 4],
+        NAMED_SCHEMES[seed % 4],
         "int8" if rng.random() < 0.3 else "int16",
         fraction=6 if rng.random() < 0.6 else int(rng.integers(0, 8)),
         gates=bool(rng.random() < 0.8),

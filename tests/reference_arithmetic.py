@@ -35,12 +35,11 @@ def wrap_int32(value: int) -> int:
 
 
 def rshift(p: int, s: int) -> int:
-    """p / 2^s rounded half up; 0 for s > 30; for s <= 0 saturated to +-2^30."""
-    if s > 30:
+    """floor(p / 2^s + 1/2), cut to +-2^30; 0 for s > 62"""
+    if s > 62:
         return 0
-    if s <= 0:
-        return clamp(p * 2**-s, -(2**30), 2**30)
-    return round_half_up(p, 2**s)
+    exact = p * 2**-s if s <= 0 else round_half_up(p, 2**s)
+    return clamp(exact, -(2**30), 2**30)
 
 
 def wq(weight: int, fraction: int) -> int:
@@ -55,6 +54,24 @@ def saturate(value: int) -> int:
 def high_product(a: int, b: int) -> int:
     """floor((a * b + 2^30) / 2^31), saturated to 32 bits"""
     return saturate((a * b + 2**30) // 2**31)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Real value of element n: mantissas[n] * 2^exponent."""
+
+    exponent: int
+    mantissas: list[int]
+
+
+def top(narrow: bool) -> int:
+    """The largest mantissa of a gradient."""
+    return 127 if narrow else 2047
+
+
+def bits(narrow: bool) -> int:
+    """bitlen of the largest mantissa"""
+    return top(narrow).bit_length()
 
 
 @dataclass(frozen=True)
@@ -137,11 +154,21 @@ def xorshift32(x: int) -> int:
     return x
 
 
+def mix(v: int) -> int:
+    """A number whose bits all depend on all bits of v, 32 of them: what turns a counter into random draws."""
+    v ^= v // 2**16
+    v = v * 0x7FEB352D % 2**32
+    v ^= v // 2**15
+    v = v * 0x846CA68B % 2**32
+    return v ^ v // 2**16
+
+
 def stochastic_rshift(p: int, s: int, r: int) -> int:
-    """p / 2^s, rounded up with a probability equal to the fraction that is cut off; r is uniform in 0..2^32 - 1."""
+    """p / 2^s, rounded up with a probability equal to the fraction that is cut off, then cut to +-2^30; r is uniform
+    in 0..2^32 - 1."""
     if s <= 0:
         return rshift(p, s)
     if s > 30:
-        p //= 2 ** min(s - 30, 31)
+        p //= 2 ** min(s - 30, 62)
         s = 30
-    return (p + r // 2 ** (32 - s)) // 2**s
+    return clamp((p + r // 2 ** (32 - s)) // 2**s, -(2**30), 2**30)

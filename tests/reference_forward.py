@@ -1,6 +1,7 @@
 """The operators of imported networks, record by record: exact integers, as the comments of ul_format.h define them.
 
-Where numpy adds many products it does so in int64: |x|, |w| <= 128 and fewer than 2^32 taps keep every sum below 2^46.
+Where numpy adds many products it does so in int64: |x| <= 255, |w| <= 2^15 and fewer than 2^30 taps keep every sum
+below 2^53.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reference_arithmetic import clamp, high_product, requantise, round_half_away, saturate, wrap_int32
-from reference_plan import DTYPE_INT8, DTYPE_UINT8, ROUND_DOUBLE, ROUND_SINGLE
+from reference_arithmetic import clamp, high_product, requantise, round_half_away, saturate, wq, wrap_int32
+from reference_plan import DTYPE_INT8, DTYPE_INT16, DTYPE_UINT8, ROUND_DOUBLE, ROUND_SINGLE
 
 if TYPE_CHECKING:
     from reference import Machine
-    from reference_plan import Record
+    from reference_plan import Operand, Record
 
 CONV, DEPTHWISE, AVERAGE_POOL, MAX_POOL, MEAN, ADD, MUL, PAD, COPY, TABLE, SOFTMAX = range(16, 27)
+CONV_TRAINED, DEPTHWISE_TRAINED, MASK = range(27, 30)
 INT8_MIN, INT8_MAX = -128, 127
 ADD_SCALE = 2**20  # both summands of ADD, before they are rounded
 
@@ -26,12 +28,10 @@ ADD_SCALE = 2**20  # both summands of ADD, before they are rounded
 # ---- Windows: what lies under the kernel -----------------------------------------------------------------------------
 
 
-def read_image(machine: Machine, record: Record) -> np.ndarray:
-    """x[i][j][c] of operand 0"""
-    shape = (record.in_h, record.in_w, record.in_c)
-    return np.array(machine.read(record.operands[0], "b", record.in_h * record.in_w * record.in_c), np.int64).reshape(
-        shape
-    )
+def read_image(machine: Machine, record: Record, operand: int = 0) -> np.ndarray:
+    """x[i][j][c]"""
+    x = machine.read(record.operands[operand], "b", elements(record))
+    return np.array(x, np.int64).reshape(record.in_h, record.in_w, record.in_c)
 
 
 def output_positions(record: Record) -> Iterator[tuple[int, int]]:
@@ -56,57 +56,120 @@ def padded_window(x: np.ndarray, record: Record, oi: int, oj: int) -> np.ndarray
     return window
 
 
+# ---- Weights as they are stored --------------------------------------------------------------------------------------
+
+
+def weight_code(record: Record) -> str:
+    """The struct code of weights that are trained."""
+    if record.w_dtype == DTYPE_INT8:
+        return "b"
+    if record.w_dtype == DTYPE_INT16:
+        return "h"
+    raise ValueError(f"record: weights of type {record.w_dtype}, expected {DTYPE_INT8} or {DTYPE_INT16}")
+
+
+def read_trained_rows(machine: Machine, record: Record, operand: Operand | None, rows: int, taps: int) -> np.ndarray:
+    """wq(w[n][k]) as [rows][taps]"""
+    fraction = record.fraction if record.w_dtype == DTYPE_INT16 else 0
+    stored = machine.read(operand, weight_code(record), rows * taps)
+    return np.array([wq(w, fraction) for w in stored], np.int64).reshape(rows, taps)
+
+
+def read_byte_rows(machine: Machine, operand: Operand | None, rows: int, taps: int) -> np.ndarray:
+    """Weights, byte - 128, as [rows][taps]. Rows are stored in a multiple of 4 bytes; what lies behind has no say."""
+    row = -(-taps // 4) * 4
+    stored = np.array(machine.read(operand, "B", rows * row), np.int64).reshape(rows, row)
+    return stored[:, :taps] - 128
+
+
+def read_int8_rows(machine: Machine, operand: Operand | None, rows: int, taps: int) -> np.ndarray:
+    """Weights as [rows][taps]"""
+    return np.array(machine.read(operand, "b", rows * taps), np.int64).reshape(rows, taps)
+
+
+def taps_of(record: Record, channels: int) -> int:
+    """K: how many weights a row has whose kernel sees so many channels."""
+    return record.kernel_h * record.kernel_w * channels
+
+
 # ---- Layers with weights ---------------------------------------------------------------------------------------------
 
 
 def conv(machine: Machine, record: Record) -> None:
-    """acc[n] = bias[n] + sum over the kernel of x[i][j][c] * w[n][ki][kj][c]"""
-    x = read_image(machine, record)
-    weights = read_byte_rows(machine, record)
-    sums = [weights @ padded_window(x, record, oi, oj).reshape(-1) for oi, oj in output_positions(record)]
-    finish_layer(machine, record, sums)
-
-
-def read_byte_rows(machine: Machine, record: Record) -> np.ndarray:
-    """The weights, byte - 128, as [N][K]. Rows are stored in a multiple of 4 bytes; what lies behind has no say."""
+    """acc[n] = bias[n] + sum over the kernel of x[i][j][c] * w[n][ki][kj][c]; the first N of M channels"""
     if record.w_dtype != DTYPE_UINT8:
         raise ValueError(f"conv: weights of type {record.w_dtype}, expected {DTYPE_UINT8}")
-    taps = record.kernel_h * record.kernel_w * record.in_c
-    row = -(-taps // 4) * 4
-    stored = np.array(machine.read(record.operands[2], "B", record.out_c * row), np.int64).reshape(record.out_c, row)
-    return stored[:, :taps] - 128
+    x = read_image(machine, record)
+    weights = read_byte_rows(machine, record.operands[2], record.out_c, taps_of(record, record.in_c))
+    sums = [weights @ padded_window(x, record, oi, oj).reshape(-1) for oi, oj in output_positions(record)]
+    finish_layer(machine, record, sums, record.scale_mant or record.out_c, 0)
+
+
+def conv_trained(machine: Machine, record: Record) -> None:
+    """acc[n] = bias[n] + sum over the kernel of (x[i][j][c] - zero_in) * w[n][ki][kj][c]; the last N of M channels"""
+    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, taps_of(record, record.in_c))
+    sums = [weights @ window.reshape(-1) for window in centred_windows(machine, record)]
+    finish_layer(machine, record, sums, record.scale_mant, record.scale_mant - record.out_c)
+
+
+def centred_windows(machine: Machine, record: Record, operand: int = 0) -> list[np.ndarray]:
+    """x - zero_in under the kernel at every position, 0 where that hangs over the border"""
+    x = read_image(machine, record, operand)
+    return [padded_window(x, record, oi, oj) - record.zero_in for oi, oj in output_positions(record)]
 
 
 def depthwise(machine: Machine, record: Record) -> None:
     """acc[n] = bias[n] + sum over the kernel of x[i][j][n / m] * w[n][ki][kj], where N = m * in_c"""
-    if record.in_c == 0 or record.out_c % record.in_c:
-        raise ValueError(f"depthwise: {record.out_c} output channels are no multiple of {record.in_c} input channels")
     if record.w_dtype != DTYPE_INT8:
         raise ValueError(f"depthwise: weights of type {record.w_dtype}, expected {DTYPE_INT8}")
     x = read_image(machine, record)
-    shape = (record.out_c, record.kernel_h, record.kernel_w)
-    weights = np.array(
-        machine.read(record.operands[2], "b", record.out_c * record.kernel_h * record.kernel_w), np.int64
-    ).reshape(shape)
-    m = record.out_c // record.in_c
+    weights = read_int8_rows(machine, record.operands[2], record.out_c, taps_of(record, 1))
+    windows = [padded_window(x, record, oi, oj) for oi, oj in output_positions(record)]
+    finish_depthwise(machine, record, windows, weights)
+
+
+def depthwise_trained(machine: Machine, record: Record) -> None:
+    """acc[n] = bias[n] + sum over the kernel of (x[i][j][n / m] - zero_in) * w[n][ki][kj], where N = m * in_c"""
+    expect_rounding(record, ROUND_DOUBLE)
+    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, taps_of(record, 1))
+    finish_depthwise(machine, record, centred_windows(machine, record), weights)
+
+
+def finish_depthwise(machine: Machine, record: Record, windows: Sequence[np.ndarray], weights: np.ndarray) -> None:
+    """Each channel n sees the input channel n / m of the windows alone."""
+    if record.scale_mant != 0:
+        raise ValueError("depthwise: all channels are written, scale_mant has to be 0")
+    seen = [by_output_channel(window, record) for window in windows]
+    finish_layer(machine, record, [np.sum(taps * weights, axis=1) for taps in seen], record.out_c, 0)
+
+
+def by_output_channel(window: np.ndarray, record: Record) -> np.ndarray:
+    """[N][kernel_h * kernel_w]: what the channels of a depthwise layer see of a window"""
+    m = multiplicity(record)
     input_channel = [n // m for n in range(record.out_c)]
-    sums = []
-    for oi, oj in output_positions(record):
-        window = padded_window(x, record, oi, oj)[:, :, input_channel]
-        sums.append(np.sum(window.transpose(2, 0, 1) * weights, axis=(1, 2)))
-    finish_layer(machine, record, sums)
+    return window.reshape(taps_of(record, 1), record.in_c).T[input_channel]
 
 
-def finish_layer(machine: Machine, record: Record, sums: Sequence[np.ndarray]) -> None:
-    """y = clamp(round(bias[n] + sum, multiplier[n], shift[n]) + zero_out, act_min, act_max), position by position"""
+def multiplicity(record: Record) -> int:
+    """m, how many output channels read each input channel of a depthwise layer"""
+    if record.in_c == 0 or record.out_c % record.in_c:
+        raise ValueError(f"depthwise: {record.out_c} output channels are no multiple of {record.in_c} input channels")
+    return record.out_c // record.in_c
+
+
+def finish_layer(machine: Machine, record: Record, sums: Sequence[np.ndarray], channels: int, first: int) -> None:
+    """y = clamp(round(bias[n] + sum, multiplier[n], shift[n]) + zero_out, act_min, act_max), position by position, in N
+    channels of y from `first` on; the others stay"""
+    if not 0 <= first <= channels - record.out_c:
+        raise ValueError(f"record: channels {first} + {record.out_c} lie outside the {channels} of y")
     bias = machine.read(record.operands[3], "i", record.out_c)
     scales = machine.read_scales(record)
     y = []
-    for channels in sums:
-        for n, exact in enumerate(channels.tolist()):
-            acc = wrap_int32(bias[n] + exact)
-            y.append(activation(record, scales[n].round(acc)))
-    machine.write(record.operands[1], "b", y)
+    for position in sums:
+        accs = [wrap_int32(bias[n] + exact) for n, exact in enumerate(position.tolist())]
+        y.append([activation(record, scales[n].round(acc)) for n, acc in enumerate(accs)])
+    for p, values in enumerate(y):
+        machine.write(record.operands[1], "b", values, p * channels + first)
 
 
 def activation(record: Record, rounded: int) -> int:
@@ -203,7 +266,17 @@ def table(machine: Machine, record: Record) -> None:
     machine.write(record.operands[1], "b", [entries[value + 128] for value in x])
 
 
+def mask(machine: Machine, record: Record) -> None:
+    """Bit i mod 8 of byte i / 8 says x[i] != act_min."""
+    x = machine.read(record.operands[0], "b", elements(record))
+    packed = [0] * ((len(x) + 7) // 8)
+    for i, value in enumerate(x):
+        packed[i // 8] += (value != record.act_min) * 2 ** (i % 8)
+    machine.write(record.operands[1], "B", packed)
+
+
 def elements(record: Record) -> int:
+    """n of the records that go element by element"""
     return record.in_h * record.in_w * record.in_c
 
 
@@ -288,4 +361,7 @@ FORWARD: dict[int, Callable[[Machine, Record], None]] = {
     COPY: copy,
     TABLE: table,
     SOFTMAX: softmax,
+    CONV_TRAINED: conv_trained,
+    DEPTHWISE_TRAINED: depthwise_trained,
+    MASK: mask,
 }

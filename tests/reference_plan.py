@@ -19,14 +19,14 @@ RECORD = struct.Struct("<4B 2H 6I 6H 6B 4b 2B H h I")
 SECTION_REQUIRED = 1
 IO, TENSORS, PROGRAM, CUTS, FROZEN_BLOB, TRAIN_BLOB, STATE_BLOB, SCALES, META = range(1, 10)
 
-INPUT, ARENA, FROZEN, TRAIN, STATE, SCRATCH, TARGET = range(7)
-BUFFER_NAMES = ("INPUT", "ARENA", "FROZEN", "TRAIN", "STATE", "SCRATCH", "TARGET")
+INPUT, ARENA, TARGET, TRAIN, STATE, SCRATCH, FROZEN = range(7)
+BUFFER_NAMES = ("INPUT", "ARENA", "TARGET", "TRAIN", "STATE", "SCRATCH", "FROZEN")
 READ_ONLY = (INPUT, FROZEN, TARGET)
 OPERAND_NONE = 0xFFFFFFFF
 
 DTYPE_INT8, DTYPE_INT16, DTYPE_INT32, DTYPE_UINT8 = range(1, 5)
 MODE_APPLY = 0
-FLAG_MASK, FLAG_GATE_DEEPER, FLAG_FULL_RANGE, FLAG_ONE_SCALE = 1, 2, 4, 8
+FLAG_BITS, FLAG_GATE_DEEPER, FLAG_FULL_RANGE, FLAG_ONE_SCALE, FLAG_NARROW_OUT, FLAG_NARROW_IN = 1, 2, 4, 8, 16, 32
 ROUND_NONE, ROUND_SINGLE, ROUND_DOUBLE, ROUND_AWAY = range(4)
 STATE_BYTES = 48
 NOTHING_TO_LEARN = 1
@@ -68,6 +68,16 @@ class Record:
     scale_mant: int
     scale_exp: int
     extra: int
+
+    @property
+    def narrow_out(self) -> bool:
+        """Whether the gradient at operand 0 is narrow."""
+        return bool(self.flags & FLAG_NARROW_OUT)
+
+    @property
+    def narrow_in(self) -> bool:
+        """Whether the gradient at operand 1 is narrow."""
+        return bool(self.flags & FLAG_NARROW_IN)
 
 
 @dataclass(frozen=True)

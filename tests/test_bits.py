@@ -95,7 +95,8 @@ def test_unix_user_module(folder: Path, wanted: dict[str, list[str]]) -> None:
 
 def test_unix_native_module(folder: Path, wanted: dict[str, list[str]], tmp_path: Path) -> None:
     """The stock Unix port with the native .mpy."""
-    shutil.copy(emulate.find_native("x64"), tmp_path / "ulab_kernels.mpy")
+    for module in emulate.NATIVE_MODULES:
+        shutil.copy(emulate.find_native("x64", module=module), tmp_path)
     code = f"import steps; steps.main('.', {list(wanted)})"
     lines = micropython(emulate.find_micropython(), folder, [tmp_path, FIRMWARE, HERE / "device"], code)
     assert lines == ["executor native", *listing(wanted)]

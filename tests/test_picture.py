@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import branches
 import cases
 import ulearn
 from ulearn import plan as plan_file
-from ulearn_host import compiler, display, inspection, memory, picture, report
+from ulearn_host import compiler, costs, display, inspection, memory, picture, report
 from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, Plan, Program, compile_plan
 from ulearn_host.errors import UserError
@@ -41,6 +43,7 @@ from ulearn_host.network import (
     Tensor,
     Window,
 )
+from ulearn_host.schemes import Scheme
 from ulearn_host.timeline import Timeline
 
 ALL = (-128, 127)
@@ -188,6 +191,82 @@ def test_lifetimes_are_the_compilers(inspected: tuple[Plan, report.Report]) -> N
     assert shapes == outputs
 
 
+def makers(network: Network) -> dict[str, Op]:
+    """The operator that computes each tensor. A reshape computes none."""
+    found = {op.output.name: op for op in network.ops if not isinstance(op, Reshape)}
+    for op in network.ops:
+        if isinstance(op, Reshape) and op.input.name in found:
+            found[op.output.name] = found[op.input.name]
+    return found
+
+
+def work(network: Network, layer: str, rows: int | None = None) -> int:
+    """Multiply-accumulates of a pass through so many output channels of a layer, all by default."""
+    found = next(op for op in network.layers if op.name == layer)
+    positions = found.output.size // found.output.shape[2] if not isinstance(found, Dense) else found.rows
+    return positions * found.weights[0].size * (len(found.weights) if rows is None else rows)
+
+
+def check_tensors(plan: Plan, program: Program, timeline: Timeline) -> None:
+    """Every tensor bears the name of what computed it, or of that which it is the gradient or the mask of."""
+    by_place = {(t.offset, t.size, t.first, t.last): t for t in timeline.tensors}
+    made = makers(plan.network)
+    for life in program.lives:
+        t = by_place[program.offsets[life.name], life.size, life.start, life.end]
+        kind, name = life.name.split()[:2]
+        assert t.kind == {"act": "activation", "grad": "gradient", "mask": "mask"}[kind]
+        if life.name == "act output":
+            continue
+        op = made[name]
+        assert t.name == op.name or t.name.endswith((f"gradient at {op.name}", f"mask of {op.name}"))
+        numbers = int(np.prod(t.shape))
+        assert numbers == op.output.size
+        # Rows of a concatenation have the shape that their reader gives them.
+        assert picture.shape(t.shape) == picture.shape(op.output.shape) or isinstance(op, Concat)
+        sizes = {
+            "activation": {numbers},
+            "mask": {-(-numbers // 8)},
+            "gradient": {n.GRADIENT_HEADER + numbers, n.GRADIENT_HEADER + 2 * numbers},
+        }
+        assert t.size in sizes[t.kind]
+
+
+def check_operations(plan: Plan, program: Program, operations: list[report.Operation]) -> None:
+    """Every record bears the name of its layer, with its work and its weights."""
+    made = makers(plan.network)
+    tensors = {t.name: t for t in plan.tensors}
+    for record, o in zip(program.records, operations, strict=True):
+        if o.name == "loss":
+            assert record.op in (n.OP_SOFTMAX_CE, n.OP_MSE, n.OP_HINGE)
+            continue
+        layer = next((op for op in plan.network.layers if op.name == o.name), None)
+        rows = o.rows[1] - o.rows[0]
+        if record.op == n.OP_SUM:
+            assert o.name == made[record.writes[0].split()[1]].name and o.role == "sum"
+        elif o.role:
+            title = {"mask": "which of {} pass", "masking": "mask of {}", "gradient": "gradient of {}"}
+            assert record.name == title.get(o.role, f"update {{}}/{o.role}").format(o.name)
+        else:
+            assert record.name == o.name
+        computes = layer is not None and o.role in ("", "gradient", "weights")
+        assert o.macs == (work(plan.network, o.name, rows) if computes else 0)
+        if o.role == "" and layer is not None:
+            total = len(layer.weights)
+            trained = tensors[f"{o.name}/weights"].shape[0] if f"{o.name}/weights" in tensors else 0
+            assert o.rows == ((total - trained, total, total) if "train" in o.weights else (0, total - trained, total))
+        elif o.role == "weights":
+            t = tensors[f"{o.name}/weights"]
+            unit = {n.DTYPE_INT8: 1, n.DTYPE_INT16: 2}[t.dtype]
+            assert o.weights == f"int{8 * unit} in train" and o.weight_bytes == unit * int(np.prod(t.shape))
+            assert rows == t.shape[0] and o.rows[1:] == (o.rows[2], len(layer.weights))  # type: ignore[union-attr]
+        elif o.role == "gradient" and layer is not None:
+            found = tensors.get(f"{o.name}/weights")
+            trained = found.shape[0] if found else 0
+            assert ("in train" in o.weights) == (trained > 0)
+            assert ("int8 in frozen" in o.weights) == (trained < len(layer.weights))
+            assert o.rows == (0, len(layer.weights), len(layer.weights))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_training_programs(seed: int, tmp_path: Path) -> None:
     """Both programs; a gradient bears the name of the layer behind which it is, a record that of its own."""
@@ -196,15 +275,108 @@ def test_training_programs(seed: int, tmp_path: Path) -> None:
     assert read.programs == ["forward", "train"]
     for program, timeline in zip(plan.programs, read.timelines, strict=True):
         check(program, timeline)
-    trained = read.timelines[1]
-    names = {life.name: life for life in plan.programs[1].lives}
-    layers = {layer.output.name: layer.name for layer in plan.network.layers}
-    for t in trained.tensors:
-        place = "grad " if t.kind == "gradient" else "act "
-        tensor_name = next(x for x, layer in layers.items() if t.name.endswith(layer))
-        assert names[place + tensor_name].size == t.size
-    for record, operation in zip(plan.programs[1].records, read.of("train"), strict=True):
-        assert operation.name in record.name or operation.name == "loss"
+        check_tensors(plan, program, timeline)
+        check_operations(plan, program, read.of(timeline.program))
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+@pytest.mark.parametrize("seed", range(40))
+def test_branches_that_train(seed: int, layerwise: bool, tmp_path: Path) -> None:
+    """The same of networks with branches, convolutions and narrow gradients, all at once or layer by layer."""
+    plan = branches.random_case(seed).plan
+    if layerwise:
+        plan = compile_plan(plan.network, replace(plan.options, layerwise=True))
+    read = saved(plan, tmp_path)
+    assert read.programs == [program.name for program in plan.programs]
+    for program, timeline in zip(plan.programs, read.timelines, strict=True):
+        check(program, timeline)
+        check_tensors(plan, program, timeline)
+        check_operations(plan, program, read.of(timeline.program))
+    facts = {t["name"]: (t["dtype"], t["bytes"], t["layer_rows"]) for t in read.tensors}
+    units = {n.DTYPE_INT8: 1, n.DTYPE_INT16: 2, n.DTYPE_INT32: 4}
+    channels = {layer.name: len(layer.weights) for layer in plan.network.layers}
+    for t in plan.tensors:
+        size = units[t.dtype] * int(np.prod(t.shape))
+        assert facts[t.name] == (f"int{8 * units[t.dtype]}", size, channels[t.name.split("/")[0]])
+    read.as_json()
+
+
+def test_branches_cover_the_records(tmp_path: Path) -> None:
+    """Every record of training is among those that are compared."""
+    seen = {o.op for seed in range(40) for o in saved(branches.random_case(seed).plan, tmp_path).operations}
+    ops = {name[3:].lower() for name in vars(n) if name.startswith("OP_")}
+    assert ops - seen <= {"relu", "softmax", "table"}
+
+
+def test_programs_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that the file cuts are known in full; every program is shown, in pictures, too."""
+    ops = [replace(op, name=f"a layer of name {op.name}") for op in residual().ops]
+    network = Network(tuple(ops), "softmax_ce")
+    plan = compile_plan(network, Options("full", layerwise=True))
+    read = saved(plan, tmp_path)
+    trained = [layer.name for layer in reversed(network.layers)]
+    assert read.programs == ["forward", *(f"train {name}" for name in trained)]
+    text = shown(read, monkeypatch)
+    assert all(f"train {name}" in text for name in trained)
+    assert list(read.as_json()["macs"]) == read.programs
+    for suffix in picture.SUFFIXES:
+        picture.write(tmp_path / f"memory{suffix}", read)
+    assert all(escape(f"train {name}: arena") in (tmp_path / "memory.html").read_text() for name in trained)
+
+
+def test_programs_of_one_name(tmp_path: Path) -> None:
+    """Programs of a file may be called anything: sums and pictures tell them apart."""
+    data = compile_plan(replace(residual(), loss="softmax_ce"), Options("full", layerwise=True)).data
+    names = [b"train logits", b"train down", b"train two", b"train one", b"train stem"]
+    for name, other in zip(names, (b"forward", b"train", b"train", b"\xff\x1b[2J", b""), strict=True):
+        at = data.index(name.ljust(16, b"\0"))
+        data = data[:at] + other.ljust(16, b"\0") + data[at + 16 :]
+    sections = int.from_bytes(data[n.H_SECTIONS : n.H_SECTIONS + 2], "little")
+    path = tmp_path / "plan.ulm"
+    path.write_bytes(compiler.seal(bytes(16), [data[n.HEADER_BYTES :]], sections))
+    read = report.read(path)
+    titles = ["forward", "train forward", "train", "train (2)", "train \ufffd?[2J", "train (3)"]
+    assert read.programs == titles
+    assert sum(len(read.of(title)) for title in titles) == len(read.operations)
+
+
+def test_chosen_layers_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What trains, which channels of which layer, and what a step costs beside an inference."""
+    network = replace(residual(), loss="softmax_ce")
+    chosen = ((0, False), (0, False), (3, True), (16, True), (5, True))
+    read = saved(compile_plan(network, Options("sparse", selection=chosen)), tmp_path)
+    text = shown(read, monkeypatch, width=100)
+    assert max(map(len, text.splitlines())) <= 100
+    table = [" ".join(line.split()) for line in text.splitlines()]
+    assert "two/weights int16 3×3×3×8 5–7 of 8 432" in table
+    assert "two/bias of frozen weights int32 5 0–4 of 8 20" in table
+    assert "down/weights int16 16×3×3×8 all 16 2,304" in table
+    assert sum(line.startswith("in all") and line.endswith(f"{read.buffers['train']:,}") for line in table) == 1
+    ratio = read.macs("train") / read.macs("forward")
+    step = f"train {len(read.of('train'))} {read.macs('train'):,} {ratio:.2f} × {read.buffers['arena']:,}"
+    assert step in table
+    operations = read.of("train")
+    back = next(o for o in operations if o.name == "two" and o.op == "update_conv")
+    assert (back.rows, back.macs, back.kernel) == ((5, 8, 8), 12 * 10 * 3 * 72, (3, 3))
+    row = f"{back.record} two [5:8] update_conv 3×3 12×10×8 → 12×10×3 int16 train {back.macs:,} {back.alive_bytes:,}"
+    assert row in table
+    loss = next(o.record for o in operations if o.name == "loss")
+    ahead = [o for o in operations if o.record < loss]
+    macs, alive_ = sum(o.macs for o in ahead), max(o.alive_bytes for o in ahead)
+    assert f"forward records 0–{loss - 1} {macs:,} {alive_:,}" in table
+
+
+def test_time_is_not_guessed(tmp_path: Path) -> None:
+    """Records whose cost was never measured make a prediction None; what else trains leaves it as it is."""
+    network = replace(residual(), loss="softmax_ce")
+    nothing = [(0, False)] * 5
+    for rows, known in ((0, True), (3, False), (8, False)):
+        chosen = (*nothing[:2], (rows, True), *nothing[3:])
+        plan = compile_plan(network, Options("sparse", selection=chosen))
+        for program, measured in zip(plan.programs, (known, False), strict=True):
+            records = costs.records_of(program.section)
+            assert (costs.predict(records, "armv6m") is not None) == measured
+            assert costs.macs(records) == sum(o.macs for o in saved(plan, tmp_path).of(program.name))
 
 
 def test_in_place_tensors_are_apart(tmp_path: Path) -> None:
@@ -236,9 +408,10 @@ def test_frozen_weights(inspected: tuple[Plan, report.Report]) -> None:
     plan, read = inspected
     frozen = read.frozen
     model = ulearn.load(read.path, frozen="stream")
-    sizes = [len(window) for _, window, _ in model.windows]
+    sizes = [w[i + 1] - w[i] for w in model.streamed.windows for i in range(0, len(w), 2)]
     assert [o.frozen_bytes for o in read.operations] == sizes
-    assert (frozen.window_bytes, frozen.streamed_bytes) == (max(sizes), sum(sizes))
+    assert frozen.window_bytes == len(model.streamed.window) == max(sizes)
+    assert frozen.streamed_bytes == sum(sizes[: len(read.of("forward"))])
     assert sizes[frozen.window_record] == max(sizes)
     assert frozen.ram_held == read.ram_bytes
     assert frozen.ram_held - frozen.ram_in_place > frozen.size
@@ -352,11 +525,13 @@ def test_plain_drawing(inspected: tuple[Plan, report.Report]) -> None:
         assert share == pytest.approx(t.size / timeline.arena_bytes, abs=2 / len(bars[0]))
 
 
-def shown(read: report.Report, monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8", **console: Any) -> str:
-    """What `inspect` prints on a console of 80 columns."""
+def shown(
+    read: report.Report, monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8", width: int = 80, **console: Any
+) -> str:
+    """What `inspect` prints on a console, of 80 columns by default."""
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding)
-    monkeypatch.setattr(display, "console", Console(file=file, width=80, highlight=False, **console))
+    monkeypatch.setattr(display, "console", Console(file=file, width=width, highlight=False, **console))
     inspection.show(read)
     file.flush()
     return raw.getvalue().decode(encoding)
@@ -459,3 +634,30 @@ def test_real_models(shared_data: Path, tmp_path: Path, name: str) -> None:
     assert read.timelines[0].peak_bytes == read.buffers["arena"]
     picture.write(tmp_path / "memory.html", read)
     page((tmp_path / "memory.html").read_text())
+
+
+@pytest.mark.parametrize("scheme", ["sparse", "full", "bias"])
+def test_keyword_spotting_trains(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: Scheme
+) -> None:
+    """A real network: all that is read of it, and its tables within 100 columns, no name cut."""
+    from ulearn_host.tflite_import import load_tflite
+
+    network = replace(load_tflite(shared_data / "models" / "kws01_dscnn_int8.tflite"), loss="softmax_ce")
+    last = len(network.layers) - 1
+    chosen = [(len(d.weights) if last - i in (0, 1, 3) else 0, last - i < 5) for i, d in enumerate(network.layers)]
+    options = Options(scheme, selection=tuple(chosen) if scheme == "sparse" else None)
+    plan = compile_plan(network, options)
+    read = saved(plan, tmp_path)
+    for program, timeline in zip(plan.programs, read.timelines, strict=True):
+        check(program, timeline)
+        check_tensors(plan, program, timeline)
+        check_operations(plan, program, read.of(timeline.program))
+    text = shown(read, monkeypatch, width=100)
+    assert max(map(len, text.splitlines())) <= 100
+    lines = [line.split() for line in text.splitlines()]
+    loss = next(o.record for o in read.of("train") if o.name == "loss")
+    masks = sum(o.op == "mask" for o in read.of("train"))
+    assert ["forward", "records", f"0–{loss - 1}", str(masks)] in [line[:4] for line in lines] and masks
+    for o in read.of("train")[loss:]:
+        assert any(line[:3] == [str(o.record), o.name, o.op] and line[-1] == f"{o.alive_bytes:,}" for line in lines)

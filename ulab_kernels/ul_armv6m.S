@@ -6,36 +6,7 @@
 // one too small where the lower one is negative; then bit 15, the last one shifted out, is the carry, and adc mends it.
 #if defined(__ARM_ARCH_6M__) && !defined(UL_NO_ASM)
 
-    .syntax unified
-    .cpu cortex-m0
-    .thumb
-    .text
-
-.macro save_high
-    push {r4-r7, lr}
-    mov r4, r8
-    mov r5, r9
-    mov r6, r10
-    mov r7, r11
-    push {r4-r7}
-.endm
-
-.macro restore_high
-    pop {r4-r7}
-    mov r8, r4
-    mov r9, r5
-    mov r10, r6
-    mov r11, r7
-    pop {r4-r7, pc}
-.endm
-
-.macro function name
-    .global \name
-    .type \name, %function
-    .balign 4
-    .thumb_func
-\name:
-.endm
+#include "ul_armv6m.inc"
 
 // Dots. r0 inputs, r1 weights, r9 takes the + 128 off two weights, r10 first input, r11 sums, r12 and lr the inputs' end
 // for four groups at a time and for single ones.

@@ -120,7 +120,7 @@ void ul_conv(const ul_buffer *table, const ul_record *r) {
     const int8_t *const shift = ul_operand(table, r, 5);
     const uint32_t channels = r->out_c, taps = (uint32_t)r->kernel_h * r->kernel_w * r->in_c, row = (taps + 3) & ~3u;
     const uint32_t chunk = r->extra & 0xFFFF, block = r->extra >> 16;
-    const uint32_t count = (uint32_t)r->out_h * r->out_w;
+    const uint32_t count = (uint32_t)r->out_h * r->out_w, pixel = r->scale_mant ? r->scale_mant : channels;
     const int fast = ul_is_fast(r, bias, multiplier, shift, row);
     ul_patch patch;
     patch.positions = count == 1 ? 1 : 2;
@@ -182,14 +182,14 @@ void ul_conv(const ul_buffer *table, const ul_record *r) {
                     codes.y = y + n;
                     codes.count = some;
                     // Alone at the end: the second position is the first once more.
-                    codes.y_other = left > 1 ? (int32_t)channels : 0;
+                    codes.y_other = left > 1 ? (int32_t)pixel : 0;
                     ul_to_codes(r, &codes, patch.positions, fast);
                 }
             }
         }
         here = second;
         next(r, &here);
-        y += left > 1 ? 2 * channels : channels;
+        y += left > 1 ? 2 * pixel : pixel;
         left -= left > 1 ? 2 : 1;
     }
 }

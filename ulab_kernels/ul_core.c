@@ -6,7 +6,7 @@ typedef char ul_state_layout[sizeof(ul_state) == UL_STATE_BYTES ? 1 : -1];
 typedef char ul_gradient_layout[sizeof(ul_gradient) == UL_GRADIENT_HEADER ? 1 : -1];
 
 static int is_backward(const ul_record *r) {
-    return r->op == UL_OP_DENSE_BACK || r->op == UL_OP_UPDATE_WEIGHT || r->op == UL_OP_UPDATE_BIAS;
+    return (r->op >= UL_OP_DENSE_BACK && r->op <= UL_OP_UPDATE_BIAS) || r->op >= UL_OP_CONV_BACK;
 }
 
 // Whether the gates let a record run: its own, or with GATE_DEEPER any from its own on.
@@ -27,22 +27,14 @@ static int gate_open(const ul_buffer *table, const ul_record *r) {
     return 0;
 }
 
-static int32_t run_record(const ul_buffer *table, const ul_record *r) {
+// A native module holds one half of the records: a board that only infers need not hold the other one in its heap.
+#if !defined(UL_ONLY_TRAINING)
+static int32_t run_forward(const ul_buffer *table, const ul_record *r) {
     // An if chain: on armv6m a switch may become a jump table, which a native module cannot relocate.
     if (r->op == UL_OP_DENSE) {
         ul_dense(table, r);
     } else if (r->op == UL_OP_RELU) {
         ul_relu(table, r);
-    } else if (r->op == UL_OP_SOFTMAX_CE) {
-        return ul_softmax_ce(table, r);
-    } else if (r->op == UL_OP_MSE) {
-        ul_mse(table, r);
-    } else if (r->op == UL_OP_DENSE_BACK) {
-        ul_dense_back(table, r);
-    } else if (r->op == UL_OP_UPDATE_WEIGHT) {
-        ul_update_weight(table, r);
-    } else if (r->op == UL_OP_UPDATE_BIAS) {
-        ul_update_bias(table, r);
     } else if (r->op == UL_OP_CONV) {
         ul_conv(table, r);
     } else if (r->op == UL_OP_DEPTHWISE) {
@@ -67,6 +59,64 @@ static int32_t run_record(const ul_buffer *table, const ul_record *r) {
         return UL_E_RECORD;
     }
     return 0;
+}
+#endif
+
+#if !defined(UL_ONLY_FORWARD)
+static int32_t run_training(const ul_buffer *table, const ul_record *r) {
+    if (r->op == UL_OP_SOFTMAX_CE) {
+        return ul_softmax_ce(table, r);
+    } else if (r->op == UL_OP_MSE) {
+        ul_mse(table, r);
+    } else if (r->op == UL_OP_HINGE) {
+        return ul_hinge(table, r);
+    } else if (r->op == UL_OP_DENSE_BACK) {
+        ul_dense_back(table, r);
+    } else if (r->op == UL_OP_UPDATE_WEIGHT) {
+        ul_update_weight(table, r);
+    } else if (r->op == UL_OP_UPDATE_BIAS) {
+        ul_update_bias(table, r);
+    } else if (r->op == UL_OP_CONV_TRAINED) {
+        ul_conv_trained(table, r);
+    } else if (r->op == UL_OP_DEPTHWISE_TRAINED) {
+        ul_depthwise_trained(table, r);
+    } else if (r->op == UL_OP_MASK) {
+        ul_mask(table, r);
+    } else if (r->op == UL_OP_CONV_BACK) {
+        ul_conv_back(table, r);
+    } else if (r->op == UL_OP_DEPTHWISE_BACK) {
+        ul_depthwise_back(table, r);
+    } else if (r->op == UL_OP_UPDATE_CONV) {
+        ul_update_conv(table, r);
+    } else if (r->op == UL_OP_UPDATE_DEPTHWISE) {
+        ul_update_depthwise(table, r);
+    } else if (r->op == UL_OP_AVERAGE_BACK || r->op == UL_OP_MAX_BACK) {
+        ul_pool_back(table, r);
+    } else if (r->op == UL_OP_SCALE_BACK) {
+        ul_scale_back(table, r);
+    } else if (r->op == UL_OP_CROP) {
+        ul_crop(table, r);
+    } else if (r->op == UL_OP_SUM) {
+        ul_sum(table, r);
+    } else if (r->op == UL_OP_RELU_BACK) {
+        ul_relu_back(table, r);
+    } else {
+        return UL_E_RECORD;
+    }
+    return 0;
+}
+
+#endif
+
+static int32_t run_record(const ul_buffer *table, const ul_record *r) {
+#if defined(UL_ONLY_TRAINING)
+    return run_training(table, r);
+#elif defined(UL_ONLY_FORWARD)
+    return run_forward(table, r);
+#else
+    const int32_t code = run_forward(table, r);
+    return code == UL_E_RECORD ? run_training(table, r) : code;
+#endif
 }
 
 int32_t ul_run(const void *program, size_t bytes, const ul_buffer table[UL_BUFFERS], uint32_t first, uint32_t count) {
@@ -95,6 +145,9 @@ int32_t ul_run(const void *program, size_t bytes, const ul_buffer table[UL_BUFFE
             continue;
         }
         const int32_t code = run_record(table, r);
+        if (code == UL_E_RECORD && i > first) {
+            return (int32_t)(i - first); // another module may know it
+        }
         if (code < 0) {
             return code;
         }

@@ -8,7 +8,8 @@
 // SECTION  u16 type, u16 flags (bit 0: a reader must understand it), u32 length, value, zeros up to a multiple of 8.
 // OPERAND  u32: buffer in the top 4 bits, offset in the lower 28. The value 0xFFFFFFFF means "none".
 // GRADIENT a tensor of integer mantissas with one exponent: i16 exponent, u16 max|mantissa|, i16 mantissa[n].
-//          real value = mantissa * 2^exponent; mantissas have 12 bits and stay within +-2047.
+//          real value = mantissa * 2^exponent; mantissas have 12 bits and stay within +-2047. In a NARROW one they are
+//          i8 mantissa[n] and stay within +-127. A mantissa that is read is cut to its range first.
 #ifndef UL_FORMAT_H
 #define UL_FORMAT_H
 
@@ -49,6 +50,7 @@
 #define UL_LOSS_NONE 0
 #define UL_LOSS_SOFTMAX_CE 1
 #define UL_LOSS_MSE 2
+#define UL_LOSS_HINGE 3
 
 // Section TENSORS: entries of 32 bytes.
 #define UL_TENSOR_BYTES 32
@@ -95,11 +97,12 @@
 // Buffers. INPUT, FROZEN and TARGET are only read. ARENA, FROZEN, TRAIN, STATE and SCRATCH start at a multiple of 4.
 #define UL_BUF_INPUT 0
 #define UL_BUF_ARENA 1
-#define UL_BUF_FROZEN 2
+#define UL_BUF_TARGET 2 // u16 label, or int8 vector in the output's quantisation
 #define UL_BUF_TRAIN 3
 #define UL_BUF_STATE 4
 #define UL_BUF_SCRATCH 5 // what a kernel needs for itself; nothing in it outlives a record
-#define UL_BUF_TARGET 6  // u16 label, or int8 vector in the output's quantisation
+// Not 2: 0x20000000 and on are the addresses of RAM on an ARM, and a board's collector would take operands for pointers.
+#define UL_BUF_FROZEN 6
 #define UL_BUFFERS 7
 #define UL_OPERAND_NONE 0xFFFFFFFF
 
@@ -118,7 +121,10 @@
 #define UL_S_N_GAINS 32    // u16
 #define UL_S_N_GATES 34    // u16
 #define UL_S_N_ACTIVE 36   // u16
-#define UL_S_GATES 38      // u16, offset of the first gate in STATE; then 8 bytes zero
+#define UL_S_GATES 38      // u16, offset of the first gate in STATE
+#define UL_S_FIT_START 40  // u32, the step count at which the fit in hand began; kernels do not read what follows
+#define UL_S_FIT_EPOCHS 44 // u16, its epochs; 0: none is in hand
+#define UL_S_FIT_SEED 46   // u16, of its order of samples
 #define UL_STATE_NOTHING_TO_LEARN 1
 // A gain is i8 gain, u8 seen: while seen < 16 the kernel looks at the accumulators first and learns the gain.
 #define UL_GAIN_BYTES 2
@@ -155,10 +161,12 @@
 #define UL_MODE_ACCUMULATE 1 // refused in version 1
 #define UL_MODE_SCORE 2      // refused in version 1
 
-#define UL_FLAG_MASK 1        // pass no gradient where the stored activation equals act_min
+#define UL_FLAG_BITS 1        // RELU_BACK: operand 4 holds bits, as MASK leaves them
 #define UL_FLAG_GATE_DEEPER 2 // run when the gate or any gate after it is on
 #define UL_FLAG_FULL_RANGE 4  // CONV and DEPTHWISE: a weight is -128, so two products do not fit into 16 bits
-#define UL_FLAG_ONE_SCALE 8   // CONV, DEPTHWISE, DENSE: multiplier i32[1] (with AWAY i32[2]) and shift i8[1] serve all
+#define UL_FLAG_ONE_SCALE 8   // where there are multipliers: i32[1] (with AWAY i32[2]) and shift i8[1] serve all channels
+#define UL_FLAG_NARROW_OUT 16 // the gradient at operand 0 is narrow
+#define UL_FLAG_NARROW_IN 32  // the gradient at operand 1 is narrow
 
 // Roundings. In all of them shift is first cut to -31..30, and the result saturates to 32 bits.
 #define UL_ROUND_NONE 0 // of records that scale nothing
@@ -172,8 +180,8 @@
 #define UL_ROUND_AWAY 3
 
 // The records. K = in_c, N = out_c. wq(w) is w itself for int8 weights and (w + 2^(f-1)) >> f for int16 with f
-// fraction bits. rshift(p, s), rounding half up: s in 1..30: (p + 2^(s-1)) >> s (exactly, no overflow); s > 30: 0;
-// s <= 0: p * 2^-s, saturated to +-2^30. bitlen(0) = 0.
+// fraction bits. rshift(p, s) = floor(p / 2^s + 1/2), cut to +-2^30; 0 for s > 62. bitlen(0) = 0. A gradient's top is 2047,
+// or 127 where it is narrow, its bits 11 or 7.
 //
 // DENSE: 0 x int8[K], 1 y int8[N], 2 weights [N][K], 3 bias i32[N], 4 multiplier i32[N], 5 shift i8[N]; SINGLE or AWAY
 //   acc = bias[n] + sum_k (x[k] - zero_in) * wq(w[n][k])                                   (mod 2^32)
@@ -198,34 +206,43 @@
 //   0); loss = sum of d[n]^2. Nothing to learn: all d are 0; skip_below has no say.
 //   The factor 2 * scale / N of the mean's derivative is part of the update records' scale.
 #define UL_OP_MSE 4
-// DENSE_BACK: the gradient at a dense layer's input.
-//   0 gradient_out[N], 1 gradient_in[K], 2 weights [N][K], 3 channel scales u16[N], 4 x int8[K] (with MASK)
-//   SCRATCH: i16[N] from offset 0. A channel's weight scale is its table entry * 2^(scale_exp - 16).
+// HINGE: 0 logits int8[N], 1 gradient[N], 3 label u16; N >= 2
+//   r = the first class but the label with the largest logit; v = logits[r] - logits[label] + extra, extra the margin
+//   v > 0: mantissa[r] = 1024, mantissa[label] = -1024, all others 0, exponent -10; loss = v
+//   else all mantissas and the exponent 0, loss = 0, nothing to learn. skip_below has no say.
+#define UL_OP_HINGE 8
+// DENSE_BACK: the gradient at a dense layer's input. Of the layer's N rows of weights the last T are trained.
+//   0 gradient_out[N], 1 gradient_in[K], 2 the first N - T rows u8[N - T][R], a weight its byte - 128, R = K rounded up to a
+//   multiple of 4 (none if T = N), 3 channel scales u16[N], 5 the last T rows [T][K], w_dtype INT8 or INT16 (none if T = 0);
+//   T = extra. SCRATCH: i16[N] from offset 0. A channel's weight scale is its table entry * 2^(scale_exp - 16).
 //   Comes before the UPDATE_WEIGHT of the same layer: the gradient passes through the weights of the forward pass.
 //   g[n] = (mantissa_out[n] * channel_scale[n] + 32768) >> 16; b = bitlen(max|g|)
-//   acc[k] = sum_n g[n] * wq(w[n][k]), taken as 0 where masked; a = bitlen(max|acc|)
+//   acc[k] = sum_n g[n] * wq(w[n][k]); a = bitlen(max|acc|)
 //   where a > 0 and the gain has seen < 16: gain = a - b if seen == 0 else max(gain, a - b); seen += 1
-//   s = clamp(b + gain - 10, 0, 30)                              (gain itself is cut to -31..31)
-//   mantissa_in[k] = clamp(rshift(acc[k], s), -2047, 2047), cut-offs counted as saturated
+//   s = clamp(b + gain + 1 - bits_in, 0, 30)                     (gain itself is cut to -31..31)
+//   mantissa_in[k] = clamp(rshift(acc[k], s), -top_in, top_in), cut-offs counted as saturated
 //   exponent_in = clamp(exponent_out + scale_exp + s, -8192, 8192); all zero (exponent 0) when max|g| = 0.
 //   Where all acc are 0 the mantissas are 0 and the exponent follows the rule.
 #define UL_OP_DENSE_BACK 5
-// UPDATE_WEIGHT: 0 gradient_out[N], 1 x int8[K], 2 weights [N][K] in TRAIN, 3 table u16[N]
+// UPDATE_WEIGHT: 0 gradient_out[M], 1 x int8[K], 2 weights [N][K] in TRAIN, 3 table u16[N]; M = extra & 65535
+//   The rows belong to the last N of M channels: mantissa[n] is the gradient's M - N + n-th.
 //   One table entry is the reciprocal of the channel's weight scale: (1024 + (t & 1023)) * 2^(t >> 10).
 //   mul11(a, b): p = a * b; p >= 2^21: ((p + 1024) >> 11, 11) else ((p + 512) >> 10, 10); 2048 becomes 1024 with
 //   one more in the exponent; 0 stays (0, 0).
 //   (l, i) = mul11(scale_mant, lr_mant); (m, j) = mul11(l, 1024 + (t & 1023))
 //   s = -(exponent_out + scale_exp + lr_exp + i + j + (t >> 10))
-//   p = mantissa_out[n] * m * (x[k] - zero_in), for mantissa_out[n] != 0
+//   acc[n][k] = mantissa[n] * (x[k] - zero_in); p = acc[n][k] * m, exactly; rows with mantissa 0 are passed over
 //   int16 weights: w -= rshift(p, s), saturated to +-32767
-//   int8 weights, stochastic rounding: one xorshift32 (13, 17, 5) draw r per weight in canonical order;
-//   (rows with mantissa 0 draw none), r being the generator's next state;
-//   s > 30: p >>= min(s - 30, 31), s = 30; s in 1..30: w -= (p + (r >> (32 - s))) >> s; s <= 0: as rshift;
-//   saturated to +-127. Saturations are counted as clipped.
+//   int8 weights, stochastic rounding: the record takes the generator one xorshift32 (13, 17, 5) on, once, and the i-th
+//   weight of the tensor, i = n * K + k, draws r = mix(generator + i * 2654435769 mod 2^32), where mix(v) is, mod 2^32:
+//   v ^= v >> 16; v *= 0x7FEB352D; v ^= v >> 15; v *= 0x846CA68B; v ^= v >> 16
+//   s > 30: p = floor(p / 2^min(s - 30, 62)), s = 30; s in 1..30: w -= floor((p + (r >> (32 - s))) / 2^s), what is taken
+//   off cut to +-2^30; s <= 0: as rshift; saturated to +-127. Saturations are counted as clipped.
 #define UL_OP_UPDATE_WEIGHT 6
-// UPDATE_BIAS: 0 gradient_out[N], 1 none, 2 bias i32[N] in TRAIN, 3 table u16[N]
-//   for mantissa_out[n] != 0: p = mantissa_out[n] * m; b = b - rshift(p, s), b cut to +-(2^30 - 1) before and after; cut-offs after count
-//   as clipped. m and s as in UPDATE_WEIGHT.
+// UPDATE_BIAS: 0 gradient_out[out_h][out_w][M], 2 bias i32[N] in TRAIN, 3 table u16[N]; M = extra & 65535
+//   The biases belong to the channels from in_c on: acc[n] = sum over out_h, out_w of mantissa[..][in_c + n]
+//   for acc[n] != 0: p = acc[n] * m, exactly; b = b - rshift(p, s), b cut to +-(2^30 - 1) before and after; cut-offs
+//   after count as clipped. m and s as in UPDATE_WEIGHT.
 #define UL_OP_UPDATE_BIAS 7
 
 
@@ -241,7 +258,9 @@
 //   zero_out does not wrap. A fully connected layer has in_h = out_h = 1, in_w = out_w rows, kernel and stride 1.
 //   SCRATCH: P positions at a time, 1 where the output has one, else 2; extra = chunk | block << 16: inputs of `chunk`
 //   taps (a multiple of 4, 4..R), sums of `block` channels (1..N; N where chunk < R): P * (2 * chunk + 4 * block) bytes.
-//   y may start where x starts when kernel and stride are 1, nothing is padded and N <= in_c, or out_h = out_w = 1.
+//   y is y[out_h][out_w][M] of which the first N channels are written; M = scale_mant, or N where that is 0.
+//   y may start where x starts when kernel and stride are 1, nothing is padded and N <= in_c, or out_h = out_w = 1; M = N.
+//   The bias may be trainable: the weights are not, so what the zero point contributes stays.
 #define UL_OP_CONV 16
 // DEPTHWISE: as CONV with DOUBLE rounding; 2 weights int8[N][kernel_h][kernel_w], none is -128 without FULL_RANGE; channel
 //   n reads the input channel n / m alone, N = m * in_c.
@@ -284,8 +303,79 @@
 //   y[c] = clamp(part(high(r, e[c]), 35 - z) - 128, -128, 127). 1 <= in_c < 8192; in place if need be.
 #define UL_OP_SOFTMAX 26
 
+
+// Operators of imported networks whose weights are trained. wq and the dtypes INT8 and INT16 as in DENSE.
+//
+// CONV_TRAINED: 0 x int8[in_h][in_w][in_c], 1 y int8[out_h][out_w][M], 2 weights [N][K], K = kernel_h * kernel_w * in_c,
+//   3 bias i32[N], 4 multiplier i32[N], 5 shift i8[N]; roundings as CONV. The last N of M channels are written; M = scale_mant.
+//   acc = bias[n] + sum over the kernel, inside, of (x[i][j][c] - zero_in) * wq(w[n][ki][kj][c])     (mod 2^32)
+//   y[..][M - N + n] = clamp(round(acc, multiplier[n], shift[n]) + zero_out, act_min, act_max)
+//   SCRATCH: four positions at a time; extra = taps at a time, 1..K: 16 * extra bytes, and 16 * N where extra < K.
+#define UL_OP_CONV_TRAINED 27
+// DEPTHWISE_TRAINED: as CONV_TRAINED with 2 weights [N][kernel_h][kernel_w], DOUBLE rounding, M = N (scale_mant 0), extra 0;
+//   channel n reads the input channel n / m alone, N = m * in_c. No SCRATCH.
+#define UL_OP_DEPTHWISE_TRAINED 28
+// MASK: 0 x int8[n], 1 bits u8[(n + 7) / 8], n = in_h * in_w * in_c: bit i mod 8 of byte i / 8 says x[i] != act_min; the bits
+//   behind the n-th are 0. out_h, out_w, out_c as the input's.
+#define UL_OP_MASK 29
+
+// Gradients. "out" is the side of the loss, "in" the side of the network's input; dimensions are the operator's own.
+//
+// CONV_BACK: 0 gradient_out[out_h][out_w][N], 1 gradient_in[in_h][in_w][in_c], 2 the first N - T rows u8[N - T][R] as CONV has
+//   them, 3 channel scales u16[N], 5 the last T rows [T][K] as CONV_TRAINED has them; T = extra; 2 is none if T = N, 5 if T = 0.
+//   As DENSE_BACK, with the maxima over the whole tensors, g[p][n] of every position p, and
+//   acc[i][j][c] = sum over all n, ki, kj, oi, oj with i = oi * stride_h - pad_top + ki, j = oj * stride_w - pad_left + kj
+//   of g[oi][oj][n] * wq(w[n][ki][kj][c]).
+//   SCRATCH: 16 * N + 16 * in_c bytes. gradient_in may start where gradient_out starts, both narrow or neither, when kernel
+//   and stride are 1, nothing is padded and in_c <= N.
+#define UL_OP_CONV_BACK 32
+// DEPTHWISE_BACK: as CONV_BACK with 2 weights int8[N][kernel_h][kernel_w] (none if T = N), 5 trained ones (none if T = 0), T being
+//   0 or N. Channel n belongs to the input channel n / m alone.
+//   SCRATCH: 4 * H * W + 4 * ((out_h - 1) * G + out_w) bytes, H = (out_h - 1) * stride_h + kernel_h, W = (out_w - 1) * stride_w +
+//   kernel_w, G = W if both strides are 1, else out_w. gradient_in may start where gradient_out starts, both narrow or neither, when stride is 1 and input and output have the same shape.
+#define UL_OP_DEPTHWISE_BACK 33
+// UPDATE_CONV: 0 gradient_out[out_h][out_w][M], 1 x int8[in_h][in_w][in_c], 2 weights [N][K] in TRAIN, 3 table u16[N]
+//   M = extra & 65535; the last N of M channels. As UPDATE_WEIGHT with
+//   acc[n][ki][kj][c] = sum over positions inside of mantissa[oi][oj][M - N + n] * (x[i][j][c] - zero_in);
+//   rows whose mantissas are all 0 are passed over.
+//   SCRATCH: band = extra >> 16, rows of the output at a time, 1..out_h: 16 * band * out_w bytes, and 16 * K where band < out_h.
+#define UL_OP_UPDATE_CONV 34
+// UPDATE_DEPTHWISE: as UPDATE_CONV with 2 weights [N][kernel_h][kernel_w], M = N, band 0, no SCRATCH; channel n sees the input
+//   channel n / m alone.
+#define UL_OP_UPDATE_DEPTHWISE 35
+// AVERAGE_BACK: 0 gradient_out[out_h][out_w][N], 1 gradient_in[in_h][in_w][N]; kernel, stride, padding as in AVERAGE_POOL
+//   r(n) = floor((2^extra + floor(n / 2)) / n), extra 0..30
+//   acc[i][j][c] = sum over the windows that hold i, j of mantissa[..][c] * r(cells of the window inside)
+//   mantissa_in = clamp(rshift(acc, scale_mant), -top_in, top_in), cut-offs counted as saturated, scale_mant 0..30;
+//   exponent_in = clamp(exponent_out - extra + scale_mant, -8192, 8192)
+#define UL_OP_AVERAGE_BACK 36
+// MAX_BACK: 0 gradient_out[out_h][out_w][N], 1 gradient_in[in_h][in_w][N], 4 x int8[in_h][in_w][N]; as AVERAGE_BACK, extra 0, with
+//   acc[i][j][c] = sum of mantissa[..][c] over the windows whose first largest x[..][c], row by row, is at i, j
+#define UL_OP_MAX_BACK 37
+// SCALE_BACK: 0 gradient_out[n], 1 gradient_in[n], 2 table i16[extra]; n = in_h * in_w * in_c = the output's
+//   mantissa_in[i] = clamp(rshift(mantissa_out[i] * table[i mod extra], 11), -top_in, top_in), cut-offs counted as saturated;
+//   exponent_in = clamp(exponent_out + scale_exp + 11, -8192, 8192). Both are narrow or neither; gradient_in may start where
+//   gradient_out starts.
+#define UL_OP_SCALE_BACK 38
+// CROP: 0 gradient_out[out_h][out_w][N], 1 gradient_in[in_h][in_w][in_c], narrow only if gradient_out is
+//   mantissa_in[i][j][c] = mantissa_out[((i + pad_top) * out_w + j + pad_left) * N + extra + c], all within the output; the
+//   exponent stays. The output's height, width and channels may be cut otherwise than the input's: only the formula counts.
+#define UL_OP_CROP 39
+// SUM: 0 gradient a[n], 1 gradient_in[n], 4 gradient b[n], all narrow or none; n = in_h * in_w * in_c = the output's
+//   max a = 0: b as it is; else max b = 0: a as it is (exponent and mantissas; max as the header of each says). Else
+//   E = max(exponent a + bitlen(max a), exponent b + bitlen(max b)) + 1 - bits;
+//   mantissa_in = clamp(rshift(a, clamp(E - exponent a, -15, 62)) + rshift(b, clamp(E - exponent b, -15, 62)), -top, top), cut-offs
+//   counted as saturated; exponent_in = clamp(E, -8192, 8192). gradient_in may start where a starts, or where b starts.
+#define UL_OP_SUM 40
+// RELU_BACK: 0 gradient_out[n], 1 gradient_in[n], both narrow or neither, 4 x int8[n], or with BITS bits u8[(n + 7) / 8] of MASK;
+//   n = in_h * in_w * in_c = the output's. mantissa_in = 0 where x = act_min or the bit is 0, else mantissa_out as it is
+//   (uncut); exponent and max stay.
+//   gradient_in may start where gradient_out starts.
+#define UL_OP_RELU_BACK 41
+
 #define UL_GRADIENT_HEADER 4
 #define UL_MANTISSA_MAX 2047
+#define UL_NARROW_MAX 127
 #define UL_WEIGHT_MAX 32768 // of an int16 weight: wq lies within +-(this >> fraction), what bounds are computed with
 #define UL_BIAS_MAX 1073741823
 #define UL_CLASSES_MAX 8192

@@ -93,3 +93,32 @@ void ul_mse(const ul_buffer *table, const ul_record *r) {
         nothing_to_learn(state);
     }
 }
+
+int32_t ul_hinge(const ul_buffer *table, const ul_record *r) {
+    const int8_t *const logits = ul_operand(table, r, 0);
+    ul_gradient *const gradient = ul_operand(table, r, 1);
+    const uint8_t *const target = ul_operand(table, r, 3);
+    const uint32_t label = (uint32_t)target[0] | (uint32_t)target[1] << 8;
+    if (label >= r->out_c) {
+        return UL_E_LABEL;
+    }
+    ul_state *const state = ul_state_of(table);
+    begin(state);
+    uint32_t rival = label ? 0 : 1;
+    for (uint32_t n = 0; n < r->out_c; n++) {
+        rival = n != label && logits[n] > logits[rival] ? n : rival;
+        gradient->mantissa[n] = 0;
+    }
+    const int32_t missing = logits[rival] - logits[label] + (int32_t)r->extra;
+    const int wrong = missing > 0;
+    if (wrong) {
+        gradient->mantissa[rival] = 1024;
+        gradient->mantissa[label] = -1024;
+    } else {
+        nothing_to_learn(state);
+    }
+    state->loss = wrong ? missing : 0;
+    gradient->max = wrong ? 1024 : 0;
+    gradient->exponent = wrong ? -10 : 0;
+    return 0;
+}

@@ -36,10 +36,10 @@ static inline int32_t ul_bitlen(uint32_t v) {
     return n + (int32_t)v;
 }
 
-// p / 2^s, rounded half up; see UL_OP_DENSE in ul_format.h.
+// p / 2^s, rounded half up and cut to +-2^30: rshift in ul_format.h for numbers of 32 bits.
 static inline int32_t ul_rshift(int32_t p, int32_t s) {
     if (s > 0) {
-        return s > 30 ? 0 : (p >> s) + ((p >> (s - 1)) & 1);
+        return s > 31 ? 0 : (p >> s) + ((p >> (s - 1)) & 1);
     }
     const int32_t top = (int32_t)1 << 30;
     if (s < -30) {
@@ -80,7 +80,6 @@ static inline void ul_product(int32_t a, int32_t b, int32_t *high, uint32_t *low
     *high = ah * bh + (p >> 16) + (q >> 16) + (middle >> 16);
 }
 
-#if !defined(UL_HAVE_LONG_MULTIPLY)
 // (high:low + 2^(s-1)) >> s, saturated to 32 bits; s in 1..62.
 static inline int32_t ul_narrow(int32_t high, uint32_t low, int32_t s) {
     if (s > 32) {
@@ -98,7 +97,12 @@ static inline int32_t ul_narrow(int32_t high, uint32_t low, int32_t s) {
     const int32_t v = (int32_t)(((uint32_t)high << (32 - s)) | (low >> s));
     return v == INT32_MAX && half ? INT32_MAX : v + (int32_t)half;
 }
-#endif
+
+// rshift in ul_format.h of the product a * b, and the same rounded by chance: r is the draw (UPDATE_WEIGHT in ul_format.h).
+int32_t ul_rshift_product(int32_t a, int32_t b, int32_t s);
+int32_t ul_draw_product(int32_t a, int32_t b, int32_t s, uint32_t r);
+// a / b, cut off, for b > 0: an ARMv6-M has no division.
+uint32_t ul_quotient(uint32_t a, uint32_t b);
 
 // floor((acc * multiplier + more + 2^(30 - shift)) / 2^(31 - shift)), saturated to 32 bits.
 static inline int32_t ul_round_sum(int32_t acc, int32_t multiplier, uint32_t more, int32_t shift) {
@@ -195,6 +199,15 @@ static inline int32_t ul_log2q10(uint32_t v) {
 // floor((a * b + 2^30) / 2^31), saturated: a product of numbers that stand for a / 2^31.
 static inline int32_t ul_high_product(int32_t a, int32_t b) {
     return ul_round_double(a, b, 0);
+}
+
+// lowbias32 (Wellons 2018): a number's bits as if by chance.
+static inline uint32_t ul_mix(uint32_t v) {
+    v ^= v >> 16;
+    v *= 0x7FEB352D;
+    v ^= v >> 15;
+    v *= 0x846CA68B;
+    return v ^ v >> 16;
 }
 
 static inline uint32_t ul_xorshift32(uint32_t x) {

@@ -51,13 +51,16 @@ static inline uint32_t ul_scale_step(const ul_record *r) {
 }
 
 // The code of a channel's sum; n: its entry of multiplier and shift. Behind them lie the lower parts of finer ones.
-static inline int8_t ul_channel_code(const ul_record *r, int32_t acc, const int32_t *multiplier, const int8_t *shift,
+static inline int8_t ul_channel_code_inline(const ul_record *r, int32_t acc, const int32_t *multiplier, const int8_t *shift,
     uint32_t n) {
     const int32_t scaled = r->rounding == UL_ROUND_AWAY
         ? ul_round_away(acc, multiplier[n], multiplier[(ul_scale_step(r) ? r->out_c : 1u) + n], shift[n])
         : ul_round(acc, multiplier[n], shift[n], r->rounding);
     return ul_code(r, scaled);
 }
+
+// The same, once: it is long.
+int8_t ul_channel_code(const ul_record *r, int32_t acc, const int32_t *multiplier, const int8_t *shift, uint32_t n);
 
 void ul_dense(const ul_buffer *table, const ul_record *r);
 void ul_relu(const ul_buffer *table, const ul_record *r);
@@ -76,5 +79,18 @@ void ul_pad(const ul_buffer *table, const ul_record *r);
 void ul_copy(const ul_buffer *table, const ul_record *r);
 void ul_table(const ul_buffer *table, const ul_record *r);
 void ul_softmax(const ul_buffer *table, const ul_record *r);
+int32_t ul_hinge(const ul_buffer *table, const ul_record *r);
+void ul_conv_trained(const ul_buffer *table, const ul_record *r);
+void ul_depthwise_trained(const ul_buffer *table, const ul_record *r);
+void ul_mask(const ul_buffer *table, const ul_record *r);
+void ul_conv_back(const ul_buffer *table, const ul_record *r);
+void ul_depthwise_back(const ul_buffer *table, const ul_record *r);
+void ul_update_conv(const ul_buffer *table, const ul_record *r);
+void ul_update_depthwise(const ul_buffer *table, const ul_record *r);
+void ul_pool_back(const ul_buffer *table, const ul_record *r);
+void ul_scale_back(const ul_buffer *table, const ul_record *r);
+void ul_crop(const ul_buffer *table, const ul_record *r);
+void ul_sum(const ul_buffer *table, const ul_record *r);
+void ul_relu_back(const ul_buffer *table, const ul_record *r);
 
 #endif

@@ -101,9 +101,9 @@ static void to_codes(const ul_record *r, const ul_codes *c, uint32_t positions) 
     for (uint32_t i = 0; i < c->count; i++, y += c->y_step, sums += positions) {
         const uint32_t n = i * c->step;
         if (positions == 2) {
-            y[c->y_other] = ul_channel_code(r, sums[1], c->multiplier, c->shift, n);
+            y[c->y_other] = ul_channel_code_inline(r, sums[1], c->multiplier, c->shift, n);
         }
-        y[0] = ul_channel_code(r, sums[0], c->multiplier, c->shift, n);
+        y[0] = ul_channel_code_inline(r, sums[0], c->multiplier, c->shift, n);
     }
 }
 

@@ -57,7 +57,6 @@ _SILENCE_MS = const(150)  # in the middle of a frame: the rest was lost
 _IDLE_MS = const(10000)  # between frames: Ctrl-C works again
 _PROGRESS_MS = const(100)
 _TICKS_MASK = const(0x3FFFFFFF)
-_LOSS_SOFTMAX_CE = const(1)
 _UPDATE_SLACK_BYTES = const(1024)  # header and coding of an update, beyond twice the weights
 
 _ticks_ms = getattr(time, "ticks_ms", None) or (lambda: int(time.monotonic() * 1000))
@@ -336,6 +335,8 @@ class Agent:
             model.base_id  # what may fail, fails before anything changes
         else:
             model = None
+        if self.model is not None:
+            self.model.close()
         self.model = model
         self.samples = self._update = self._incoming = None
         gc.collect()
@@ -370,7 +371,7 @@ class Agent:
 
     def _predict(self, payload, out):
         m = self._loaded()
-        if m.loss_kind != _LOSS_SOFTMAX_CE:
+        if not m.labelled:
             raise ValueError("%s has no classes to predict; ask for its output" % m.name)
         n = self._room(payload, m.input_bytes, 2)
         for i in range(n):
@@ -394,7 +395,7 @@ class Agent:
         for _, target in self._labelled(payload):
             self._check(target)
         for x, target in self._labelled(payload):
-            if m.loss_kind == _LOSS_SOFTMAX_CE:
+            if m.labelled:
                 right += m.predict(x) == target
             else:
                 y = m.output(x)
@@ -501,7 +502,7 @@ class Agent:
         return (0, 0) if self.samples is None else (len(self.samples), self.samples.capacity)
 
     def _check(self, target):
-        if self.model.loss_kind == _LOSS_SOFTMAX_CE and target >= self.model.classes:
+        if self.model.labelled and target >= self.model.classes:
             raise ValueError("label %d, expected 0 to %d" % (target, self.model.classes - 1))
 
     def _room(self, payload, size, reply_size):
@@ -522,7 +523,7 @@ class Agent:
             raise ValueError("samples have %d bytes, expected a multiple of %d" % (len(payload), size))
         for at in range(0, len(payload), size):
             target = payload[at : at + t]
-            if m.loss_kind == _LOSS_SOFTMAX_CE:
+            if m.labelled:
                 target = target[0] | target[1] << 8
             yield payload[at + t : at + size], target
 

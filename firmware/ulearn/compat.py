@@ -27,6 +27,12 @@ def collect():
         gc.collect()
 
 
+def passing(name):
+    # Imports a module for what that leaves behind: its names, or itself.
+    if _ON_BOARD:
+        __import__(name)
+
+
 def forget(name):
     # Drops a module of this package that has done its work, so that a board has its code's memory back.
     if _ON_BOARD:

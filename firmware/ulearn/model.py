@@ -1,30 +1,13 @@
 import struct
-from array import array
 
-from ._executor import run as best_run
-from .compat import addressof, collect, const, forget
-from .plan import read
+from .compat import collect, const, forget, passing
 
-_SECTION_IO = const(1)
-_SECTION_TENSORS = const(2)
-_SECTION_CUTS = const(4)
-_SECTION_FROZEN = const(5)
-_SECTION_TRAIN = const(6)
-_SECTION_STATE = const(7)
-_SECTION_META = const(9)
 _BUF_INPUT = const(0)
-_BUF_ARENA = const(1)
-_BUF_FROZEN = const(2)
-_BUF_SCRATCH = const(5)
-_LOSS_SOFTMAX_CE = const(1)
-_P_SIZES = const(16)
-_P_OUTPUT = const(44)
-_P_RECORDS = const(52)
-_P_KIND = const(54)
-_KIND_TRAIN = const(2)
+_BUF_FROZEN = const(6)
 _CUT_BYTES = const(48)
 _E_BUFFER = const(-1)
 
+_PASSING = ("verify", "plan", "loader")  # modules of which a loaded model needs nothing
 _SEQUENCES = (list, tuple)  # made once: a tuple in a call would be allocated at every step
 
 _FAULTS = {
@@ -39,13 +22,32 @@ _FAULTS = {
 
 def load(source, run=None, frozen="auto"):
     # `source`: the path of a plan or the plan's bytes; raises ValueError that names the file and the fault.
-    # `frozen`: where the frozen weights lie: "ram"; "stream": in the file, read record by record, to infer only;
+    # `frozen`: where the frozen weights lie: "ram"; "stream": in the file, read record by record;
     # "auto": in place where `source` is a buffer or a file of a ROMFS, else in RAM, else streamed.
     if frozen not in ("auto", "ram", "stream"):
         raise ValueError("frozen '%s', expected auto, ram or stream" % frozen)
+    if not run:
+        passing("ulearn._executor")  # the kernels' code is in one piece, and comes first
+    # What a module's import leaves behind are its names. Interned once for all, with nothing else in the heap, they lie
+    # side by side; interned between the loader's buffers they would leave it in pieces.
+    for name in _PASSING:
+        passing("ulearn." + name)
+        forget(name)
     collect()
-    # The frozen weights stay in the file until all else is proved: by then the verifier's code is gone again.
-    model = Model(read(source, leave=(_SECTION_FROZEN,)), run or best_run, frozen)
+    model = Model()
+    try:
+        from .loader import check
+
+        checked = check(source)
+        del check
+        _forget_loader()
+        collect()
+        from .loader import fill
+
+        fill(model, source, run, frozen, checked)
+        del fill
+    finally:
+        _forget_loader()
     if isinstance(source, str):
         model.path = source
         from .safefile import candidates, exists
@@ -57,79 +59,13 @@ def load(source, run=None, frozen="auto"):
     return model
 
 
-class Model:
-    # A plan in memory, ready to run: every buffer is made here, once.
-    def __init__(self, source, run, place="auto"):
-        sections = source.section
-        self.name = source.name
-        self.run = run
-        self.path = None
-        self.model_id = source.model_id
-        self.tensors = sections(_SECTION_TENSORS)
-        self.cuts = sections(_SECTION_CUTS)
-        self.meta_place = source.offsets.get(_SECTION_META)
-        self.base_place = source.offsets.get(_SECTION_TRAIN, (0, 0))[0]
-        train, state, io = sections(_SECTION_TRAIN), sections(_SECTION_STATE), sections(_SECTION_IO)
-        from .verify import verify
+def _forget_loader():
+    for name in _PASSING:
+        forget(name)
 
-        offset, size = source.offsets.get(_SECTION_FROZEN, (0, 0))
-        windows = verify(source, (io, self.tensors, self.cuts, size, train, state))
-        del verify
-        forget("verify")
-        # The largest buffers come first and side by side: whatever is small would lie in their way.
-        collect()
-        self.arena, scratch = _room(source, _BUF_ARENA), _room(source, _BUF_SCRATCH)
-        self.windows = None
-        frozen = None
-        if source.in_place:
-            frozen = sections(_SECTION_FROZEN)
-            frozen = bytearray(frozen) if place == "ram" else _aligned(frozen)
-        elif place != "stream":
-            try:
-                frozen = _read_at(source.name, offset, bytearray(size))
-            except MemoryError:
-                if place == "ram":
-                    raise
-                collect()
-        if frozen is None:
-            # One window that is filled anew for each record: (where in the file, view of the window, where in FROZEN).
-            frozen = memoryview(bytearray(max([windows[i + 1] - windows[i] for i in range(0, len(windows), 2)])))
-            self.windows = [
-                (offset + windows[i], frozen[: windows[i + 1] - windows[i]], windows[i])
-                for i in range(0, len(windows), 2)
-            ]
-        self.frozen = "stream" if self.windows else "ram" if isinstance(frozen, bytearray) else "in place"
-        # Read into bytearrays of our own, a file's sections are already ours; what is only viewed is copied once.
-        self.base = None if isinstance(train, bytearray) else train
-        self.train_blob = train if isinstance(train, bytearray) else bytearray(train)
-        self.first_state = bytes(state)
-        self.state = bytearray(state)
-        self.base_path = None
-        self._base_id = None
-        fields = struct.unpack("<4Hfi4HfiHHf", io)
-        self.input_shape, self.input_scale, self.input_zero = _shape(fields[:4]), fields[4], fields[5]
-        self.output_shape, self.output_scale, self.output_zero = _shape(fields[6:10]), fields[10], fields[11]
-        self.loss_kind, self.loss_scale = fields[12], fields[14]
-        self.forward = self.training = None
-        for program in source.programs:
-            sizes = struct.unpack_from("<7I", program, _P_SIZES)
-            self.input_bytes = sizes[_BUF_INPUT]
-            program = _aligned(program)
-            if program[_P_KIND] == _KIND_TRAIN:
-                self.training = program
-            else:
-                self.forward = program
-        self.records = struct.unpack_from("<H", self.forward, _P_RECORDS)[0]
-        output, size = struct.unpack_from("<II", self.forward, _P_OUTPUT)
-        self.classes = size
-        self.target_bytes = 2 if self.loss_kind == _LOSS_SOFTMAX_CE else size
-        self.label = array("H", (0,))
-        at = output & 0x0FFFFFFF
-        self.result = memoryview(self.arena)[at : at + size]
-        self.quantised = None
-        if self.windows:
-            self.training = None  # it would need them all at once
-        self.table = [None, self.arena, frozen, self.train_blob, self.state, scratch, self.label]
+
+class Model:
+    # A plan in memory, ready to run: every buffer was made by the loader, once.
 
     @property
     def base_id(self):
@@ -154,16 +90,13 @@ class Model:
 
     def output(self, x):
         # The network's raw int8 output for one input, as a view that the next call overwrites.
-        if self.windows:
-            self.stream(self.records, x)
-        else:
-            self.execute(self.forward, self.records, x)
+        self.execute(self.forward, self.records, x)
         return self.result
 
     def predict(self, x):
         # The most likely class of one input; for a regression the outputs in real units.
         y = self.output(x)
-        if self.loss_kind != _LOSS_SOFTMAX_CE:
+        if not self.labelled:
             return [(_signed(q) - self.output_zero) * self.output_scale for q in y]
         best = 0
         for i in range(1, self.classes):
@@ -175,10 +108,7 @@ class Model:
     def features(self, x, cut="features"):
         # The activations at a named cut, as a view that the next call overwrites.
         record, operand, size = self._cut(cut)
-        if self.windows:
-            self.stream(record, x)
-        else:
-            self.execute(self.forward, record, x)
+        self.execute(self.forward, record, x)
         at = operand & 0x0FFFFFFF
         return memoryview(self.table[operand >> 28])[at : at + size]
 
@@ -189,36 +119,18 @@ class Model:
                 return record, operand, size
         raise ValueError("%s: no cut is named '%s'" % (self.name, name))
 
-    def stream(self, count, x):
-        # The forward program record by record, each with its own part of FROZEN.
-        table, codes = self.table, len(x) == self.input_bytes and not isinstance(x, _SEQUENCES)
-        table[_BUF_INPUT] = x if codes else self.quantise(x)
-        with open(self.path, "rb") as f:
-            for i in range(count):
-                place, window, base = self.windows[i]
-                f.seek(place)
-                if f.readinto(window) != len(window):
-                    raise ValueError("%s: cut short while it was in use" % self.path)
-                table[_BUF_FROZEN] = window
-                code = self.run(self.forward, table, i, 1, -1, base)
-                if code == _E_BUFFER and i == 0 and codes:
-                    table[_BUF_INPUT] = self.quantise(x)  # wider numbers, as many as codes
-                    code = self.run(self.forward, table, i, 1, -1, base)
-                if code < 0:
-                    self.fail(code)
-
     def execute(self, program, count, x):
         # int8 codes (any dense buffer of input_bytes single bytes) run in place; anything else is quantised first.
         table = self.table
         if len(x) == self.input_bytes and not isinstance(x, _SEQUENCES):
             table[_BUF_INPUT] = x
-            code = self.run(program, table, 0, count)
+            code = self.executor.run(program, table, 0, count)
             if code >= 0:
                 return
             if code != _E_BUFFER:
                 self.fail(code)
         table[_BUF_INPUT] = self.quantise(x)
-        code = self.run(program, table, 0, count)
+        code = self.executor.run(program, table, 0, count)
         if code < 0:
             self.fail(code)
 
@@ -236,6 +148,11 @@ class Model:
         out = bytearray(self.target_bytes)
         _quantise(_flat(target), out, self.output_scale, self.output_zero, "target")
         return out
+
+    def close(self):
+        # Lets go of the plan's file where its weights are streamed.
+        if self.streamed:
+            self.streamed.close()
 
     def counters(self):
         # Steps, loss of the last one, gradient mantissas cut off, weights at the end of their range, steps skipped.
@@ -270,30 +187,8 @@ class Model:
         apply(self, update)
 
 
-def _room(source, buffer):
-    # What the programs need of a buffer.
-    return bytearray(max([struct.unpack_from("<7I", program, _P_SIZES)[buffer] for program in source.programs]))
-
-
-def _read_at(path, offset, data):
-    with open(path, "rb") as f:
-        f.seek(offset)
-        if f.readinto(data) != len(data):
-            raise ValueError("%s: cut short while it was read" % path)
-    return data
-
-
-def _shape(numbers):
-    return tuple(n for n in numbers if n)
-
-
 def _signed(q):
     return q - 256 if q > 127 else q
-
-
-def _aligned(data):
-    # Numbers of 16 and 32 bits lie in it; a slice of a foreign buffer may start anywhere, and is copied then.
-    return data if len(data) and not addressof(data) & 3 else bytearray(data)
 
 
 def _flat(x):

@@ -132,12 +132,13 @@ def _read(reader, plan):
     digest.update(bytes(_HEADER_BYTES - _H_HASH))  # hash and tag count as zeros
     if bytes(header[_H_TAG:]) != bytes(_HEADER_BYTES - _H_TAG):
         _refuse(plan, "carries an authentication tag, which version %d cannot check" % _VERSION)
+    plan.hash = bytes(header[_H_HASH:_H_TAG])
     plan.model_id = bytes(header[_H_MODEL_ID : _H_MODEL_ID + _ID_BYTES])
     for _ in range(count):
         _section(reader, plan, digest)
     if reader.at != length:
         _refuse(plan, "%d bytes after the last section" % (length - reader.at))
-    if digest.digest() != bytes(header[_H_HASH:_H_TAG]):
+    if digest.digest() != plan.hash:
         _refuse(plan, "damaged: its SHA-256 does not match")
     for kind in (_SECTION_IO, _SECTION_PROGRAM, _SECTION_STATE):
         if kind not in plan.offsets:

@@ -1,9 +1,5 @@
 import struct
 
-from .compat import const
-
-_LOSS_SOFTMAX_CE = const(1)
-
 
 class Samples:
     # A fixed amount of room for labelled samples; when it is full, the oldest make room.
@@ -30,7 +26,7 @@ class Samples:
         codes = None if isinstance(x, (list, tuple)) else bytes(x)  # of wider numbers it is longer than k
         if codes is None or len(codes) != k:
             codes = model.quantise(x)
-        if model.loss_kind == _LOSS_SOFTMAX_CE:
+        if model.labelled:
             if not 0 <= target < model.classes:
                 raise ValueError("label %d, expected 0 to %d" % (target, model.classes - 1))
             target = struct.pack("<H", target)
@@ -49,4 +45,4 @@ class Samples:
     def target(self, i):
         t = self.model.target_bytes
         value = memoryview(self.targets)[i * t : (i + 1) * t]
-        return struct.unpack("<H", value)[0] if self.model.loss_kind == _LOSS_SOFTMAX_CE else value
+        return struct.unpack("<H", value)[0] if self.model.labelled else value

@@ -18,10 +18,10 @@ _PROGRAM_BYTES = const(64)
 _P_SIZES = const(16)
 _P_RECORDS = const(52)
 _BUF_INPUT = const(0)
-_BUF_FROZEN = const(2)
+_BUF_FROZEN = const(6)
 _BUF_STATE = const(4)
 _BUF_SCRATCH = const(5)
-_BUF_TARGET = const(6)
+_BUF_TARGET = const(2)
 _BUFFERS = const(7)
 _S_RNG = const(0)
 _S_STEP = const(4)
@@ -38,9 +38,11 @@ _STATE_NOTHING_TO_LEARN = const(1)
 _GAIN_SAMPLES = const(16)
 _RECORD_BYTES = const(64)
 _DTYPE_INT16 = const(2)
-_FLAG_MASK = const(1)
+_FLAG_BITS = const(1)
 _FLAG_GATE_DEEPER = const(2)
 _FLAG_ONE_SCALE = const(8)
+_FLAG_NARROW_OUT = const(16)
+_FLAG_NARROW_IN = const(32)
 _ROUND_AWAY = const(3)
 _OP_DENSE = const(1)
 _OP_RELU = const(2)
@@ -49,9 +51,15 @@ _OP_MSE = const(4)
 _OP_DENSE_BACK = const(5)
 _OP_UPDATE_WEIGHT = const(6)
 _OP_UPDATE_BIAS = const(7)
+_OP_HINGE = const(8)
 _OP_CONV = const(16)  # the first of the operators of imported networks
+_OP_CONV_TRAINED = const(27)  # the first of those that come with training
+_OP_CONV_BACK = const(32)  # the first of their backward records
+_OP_RELU_BACK = const(41)
+_R_OUT_H = const(38)
 _GRADIENT_HEADER = const(4)
 _MANTISSA_MAX = const(2047)
+_NARROW_MAX = const(127)
 _BIAS_MAX = const(1073741823)
 _E_BUFFER = const(-1)
 _E_RECORD = const(-3)
@@ -61,10 +69,12 @@ _E_DATA = const(-6)
 
 _BLOCK = const(256)  # weights that are converted at a time: 512 bytes, easy to find in a fragmented heap
 _LOW = const(4096)  # a long sum is kept as high * 4096 + low
+_ELEMENTS = const(512)  # of a gradient that are passed on at a time, a multiple of 8
 
 # Integers up to here are exact in ulab's floats. float() is called when this is imported, on the board, because a
 # cross-compiler may calculate with other floats.
 EXACT = 1 << (53 if float(16777217) > 16777216.0 else 24)
+ROOM = EXACT - _LOW  # what a dot may reach that is then added to the low part of a sum
 
 
 class _Record:
@@ -93,12 +103,13 @@ class _Record:
         # The layer's input without its zero point, as floats.
         return self.int8(index, self.k) * 1.0 - float(self.zero_in)
 
-    def weights(self, index):
+    def weights(self, index, rows, taps):
+        # Trained weights as they are stored.
         if self.w_dtype == _DTYPE_INT16:
-            flat = np.frombuffer(self.bytes(index, 2 * self.n * self.k), dtype=np.int16)
+            flat = np.frombuffer(self.bytes(index, 2 * rows * taps), dtype=np.int16)
         else:
-            flat = self.int8(index, self.n * self.k)
-        return flat.reshape((self.n, self.k))
+            flat = self.int8(index, rows * taps)
+        return flat.reshape((rows, taps))
 
     def used(self, weights):
         # Some rows of the weights as the layer uses them, still int16: every step of this fits.
@@ -112,24 +123,42 @@ class _Record:
             return 128
         return 32768 >> self.fraction
 
-    def gradient(self, index, count):
-        # Exponent and mantissas, cut to what a record can have written.
-        data = self.bytes(index, _GRADIENT_HEADER + 2 * count)
-        mantissas = struct.unpack_from("<%dh" % count, data, _GRADIENT_HEADER)
-        cut = [max(-_MANTISSA_MAX, min(_MANTISSA_MAX, m)) for m in mantissas]
-        return struct.unpack_from("<h", data, 0)[0], cut
+    def is_narrow(self, index):
+        return self.flags & (_FLAG_NARROW_IN if index == 1 else _FLAG_NARROW_OUT)
 
-    def store_gradient(self, index, exponent, mantissas, largest):
-        data = self.bytes(index, _GRADIENT_HEADER + 2 * len(mantissas))
-        struct.pack_into("<hH", data, 0, exponent, largest)
-        np.frombuffer(data[_GRADIENT_HEADER:], dtype=np.int16)[:] = mantissas
+    def top(self, index):
+        # The largest mantissa of a gradient.
+        return _NARROW_MAX if self.is_narrow(index) else _MANTISSA_MAX
+
+    def header(self, index):
+        # Exponent and largest mantissa of a gradient, as they were written.
+        return struct.unpack_from("<hH", self.bytes(index, _GRADIENT_HEADER), 0)
+
+    def stored(self, index, start, count):
+        # Some mantissas of a gradient, as a view.
+        size, dtype = (1, np.int8) if self.is_narrow(index) else (2, np.int16)
+        data = self.bytes(index, _GRADIENT_HEADER + size * (start + count))
+        return np.frombuffer(data[_GRADIENT_HEADER + size * start :], dtype=dtype)
+
+    def cut(self, index, stored):
+        # Mantissas as floats, cut to what a record can have written.
+        top = float(self.top(index))
+        return np.clip(stored * 1.0, -top, top)
+
+    def mantissas(self, index, start, count):
+        return self.cut(index, self.stored(index, start, count))
+
+    def store_gradient(self, exponent, mantissas, largest):
+        # Of a loss: a list that needs no cutting, and is wide.
+        struct.pack_into("<hH", self.bytes(1, _GRADIENT_HEADER), 0, exponent, largest)
+        self.stored(1, 0, len(mantissas))[:] = np.array(mantissas, dtype=np.int16)
 
     def count(self, counter, more):
         value = struct.unpack_from("<I", self.state, counter)[0] + more
         struct.pack_into("<I", self.state, counter, value & 0xFFFFFFFF)
 
     def is_backward(self):
-        return self.op in (_OP_DENSE_BACK, _OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS)
+        return self.op >= _OP_CONV_BACK or self.op in (_OP_DENSE_BACK, _OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS)
 
     def is_on(self):
         # Whether a backward record runs: the loss found something to learn, and its gates are open.
@@ -144,10 +173,33 @@ class _Record:
         return any(state[gate : min(gates_end, len(state))])
 
 
+class Writer:
+    # gradient_in as it comes to be: what exceeds its range is cut off and counted.
+    def __init__(self, r):
+        self.r, self.most, self.over = r, 0, 0
+
+    def put(self, start, values):
+        top = self.r.top(1)
+        most = int(np.max(abs(values)))
+        if most > top:
+            limit = float(top)
+            self.over += int(np.sum(abs(values) > limit))
+            values = np.clip(values, -limit, limit)
+            most = top
+        self.most = max(self.most, most)
+        self.r.stored(1, start, len(values))[:] = values
+
+    def end(self, exponent):
+        exponent = max(-8192, min(8192, exponent))
+        struct.pack_into("<hH", self.r.bytes(1, _GRADIENT_HEADER), 0, exponent, self.most)
+        self.r.count(_S_SATURATED, self.over)
+        return 0
+
+
 # Integers.
 
 
-def _bitlen(v):
+def bitlen(v):
     n = 0
     while v:
         v >>= 1
@@ -156,12 +208,11 @@ def _bitlen(v):
 
 
 def _rshift(p, s):
-    if s > 30:
+    if s > 62:
         return 0
-    if s > 0:
-        return (p + (1 << (s - 1))) >> s
     # 31 places saturate everything but 0 as well as thousands do.
-    return max(-(1 << 30), min(1 << 30, p << min(-s, 31)))
+    v = (p + (1 << (s - 1))) >> s if s > 0 else p << min(-s, 31)
+    return max(-(1 << 30), min(1 << 30, v))
 
 
 def int32(v):
@@ -212,7 +263,7 @@ def _mul11(a, b):
 
 
 def _log2q10(v):
-    n = _bitlen(v) - 1
+    n = bitlen(v) - 1
     x = v >> (n - 15) if n > 15 else v << (15 - n)
     for _ in range(10):
         x = (x * x) >> 15
@@ -227,8 +278,8 @@ def _log2q10(v):
 
 
 def _pieces(vector, weight_max):
-    # Cuts a vector so that no partial sum of a piece's dot with weights up to weight_max exceeds the exact integers.
-    limit = EXACT // weight_max
+    # Cuts a vector so that no partial sum of a piece's dot with weights up to weight_max exceeds ROOM.
+    limit = ROOM // weight_max
     count = len(vector)
     # ulab's sum of floats goes by way of their mean and is not exact; a dot is, up to a limit far above this one.
     if np.dot(abs(vector), np.ones(count)) <= limit:
@@ -245,35 +296,61 @@ def _pieces(vector, weight_max):
     return pieces
 
 
-def _column_sums(r, g):
-    # sum_n g[n] * wq(w[n][k]) for all k, as two arrays (high, low) of exact floats: high * _LOW + low, 0 <= low < _LOW.
-    weights, top = r.weights(2), r.used_max()
+def halves(g, most, weight_max):
+    # (part of g, its unit, the largest of it), so that one product at least fits: g, up to `most` in size, as it is; or
+    # (fractions 0 and 1 in float32) its upper and its lower part.
+    if most * weight_max <= ROOM:
+        return ((g, 1.0, most),)
+    upper = np.floor(g * (1.0 / 64))
+    return ((upper, 64.0, 64), (g - upper * 64.0, 1.0, 64))
+
+
+def add_exact(high, low, piece, unit=1.0):
+    # high * _LOW + low, in which 0 <= low < _LOW, takes on piece * unit. high and low may be views.
+    if unit != 1.0:
+        carry = np.floor(piece * (unit / _LOW))
+        high[:] = high + carry
+        piece = (piece - carry * (_LOW / unit)) * unit
+    piece = piece + low
+    carry = np.floor(piece * (1.0 / _LOW))
+    high[:] = high + carry
+    low[:] = piece - carry * float(_LOW)
+
+
+def integers(high, low):
+    return [int(a) * _LOW + int(b) for a, b in zip(high.tolist(), low.tolist())]
+
+
+def mixed_rows(r, taps):
+    # The rows of weights that a gradient passes: first, end, the largest weight in size, and what gets the columns
+    # [k, end) of the rows [n, m), counted from the first.
+    parts = []
+    frozen, row = r.n - r.extra, (taps + 3) // 4 * 4
+    if frozen:
+        stored = np.frombuffer(r.bytes(2, frozen * row), dtype=np.uint8).reshape((frozen, row))
+        parts.append((0, frozen, 128, lambda n, m, k, end: stored[n:m, k:end] * 1.0 - 128.0))
+    if r.extra:
+        trained = r.weights(5, r.extra, taps)
+        parts.append((frozen, r.n, r.used_max(), lambda n, m, k, end: r.used(trained[n:m, k:end])))
+    return parts
+
+
+def _column_sums(r, g, most):
+    # sum_n g[n] * w[n][k] for all k, as two arrays (high, low) of exact floats.
     high, low = np.zeros(r.k), np.zeros(r.k)
-    parts = ((g, 1.0),)
-    if int(np.max(abs(g))) * top > EXACT:
-        # Not even one product fits (fractions 0 and 1 in float32): take the upper and the lower half of g apart.
-        upper = np.floor(g * (1.0 / 64))
-        parts = ((upper, 64.0), (g - upper * 64.0, 1.0))
     rows = max(1, _BLOCK // r.k)
-    for part, unit in parts:
-        for start, stop in _pieces(part, top):
-            piece = np.zeros(r.k)
-            for n in range(start, stop, rows):
-                end = min(n + rows, stop)
-                piece += np.dot(part[n:end], r.used(weights[n:end]))
-            piece *= unit
-            carry = np.floor(piece * (1.0 / _LOW))
-            high += carry
-            low += piece - carry * float(_LOW)
-    carry = np.floor(low * (1.0 / _LOW))
-    high += carry
-    low -= carry * float(_LOW)
-    # The accumulator has 32 bits.
-    high -= np.floor((high + 524288.0) * (1.0 / 1048576)) * 1048576.0
+    for first, end, top, weights in mixed_rows(r, r.k):
+        for part, unit, _ in halves(g[first:end], most, top):
+            for start, stop in _pieces(part, top):
+                piece = np.zeros(r.k)
+                for n in range(start, stop, rows):
+                    m = min(n + rows, stop)
+                    piece += np.dot(part[n:m], weights(n, m, 0, r.k))
+                add_exact(high, low, piece, unit)
     return high, low
 
 
-def _largest(high, low):
+def largest(high, low):
     # max |high * _LOW + low| as an integer: compare the high parts, then the low ones that go with the extremes.
     top, bottom = np.max(high), np.min(high)
     most = int(top) * _LOW + int(np.max(low * (high == top)))
@@ -281,8 +358,8 @@ def _largest(high, low):
     return max(most, -least)
 
 
-def _rounded(high, low, s):
-    # rshift(high * _LOW + low, s), exactly wherever the answer is within 2^16.
+def rounded(high, low, s):
+    # rshift(high * _LOW + low, s), exactly wherever the answer is within 2^11.
     if s > 12:
         # low cannot carry into what is left, so it drops out.
         return np.floor((high + float(1 << (s - 13))) * (1.0 / (1 << (s - 12))))
@@ -294,7 +371,7 @@ def _rounded(high, low, s):
 
 
 def _dense(r):
-    x, y, weights, bias = r.centred(0), r.int8(1, r.n), r.weights(2), r.bytes(3, 4 * r.n)
+    x, y, weights, bias = r.centred(0), r.int8(1, r.n), r.weights(2, r.n, r.k), r.bytes(3, 4 * r.n)
     rounding = away if r.rounding == _ROUND_AWAY else single
     pieces = _pieces(x, r.used_max())
     rows = max(1, _BLOCK // r.k)
@@ -336,17 +413,17 @@ def _softmax_ce(r):
         return _E_DATA
     right = max(1, e[label])
     e[label] = total - e[label]  # |d[n]| from here on
-    largest = max(e)
+    missed = max(e)
     skip_below = struct.unpack_from("<H", r.state, _S_SKIP_BELOW)[0]
     loss = ((_log2q10(total) - _log2q10(right)) * 710 + 512) >> 10
-    _begin_step(r, loss, largest == 0 or (largest << 16) // total < skip_below)
+    _begin_step(r, loss, missed == 0 or (missed << 16) // total < skip_below)
     bits = 10
-    while largest and largest << (bits - 10) < total:
+    while missed and missed << (bits - 10) < total:
         bits += 1
     mantissas = [min(_MANTISSA_MAX, ((d << (bits + 1)) + total) // (2 * total)) for d in e]
     most = max(mantissas)
     mantissas[label] = -mantissas[label]
-    r.store_gradient(1, -bits if largest else 0, np.array(mantissas, dtype=np.int16), most)
+    r.store_gradient(-bits if missed else 0, mantissas, most)
     return 0
 
 
@@ -354,65 +431,111 @@ def _mse(r):
     differences = [a - b for a, b in zip(r.int8(0, r.n).tolist(), r.int8(3, r.n).tolist())]
     most = max(max(differences), -min(differences))
     _begin_step(r, sum([d * d for d in differences]), most == 0)
-    shift = 11 - _bitlen(most) if most else 0
-    r.store_gradient(1, -shift, np.array([d << shift for d in differences], dtype=np.int16), most << shift)
+    shift = 11 - bitlen(most) if most else 0
+    r.store_gradient(-shift, [d << shift for d in differences], most << shift)
     return 0
 
 
-def _gain(r, needed):
-    # The gain at work: what STATE holds, after it has learnt from this step's accumulators if it still does.
+def _hinge(r):
+    label = struct.unpack_from("<H", r.bytes(3, 2), 0)[0]
+    if label >= r.n:
+        return _E_LABEL
+    logits = r.int8(0, r.n).tolist()
+    right = logits[label]
+    logits[label] = -129
+    rival = logits.index(max(logits))
+    missing = logits[rival] - right + r.extra
+    wrong = missing > 0
+    _begin_step(r, missing if wrong else 0, not wrong)
+    mantissas = [0] * r.n
+    if wrong:
+        mantissas[rival], mantissas[label] = 1024, -1024
+    r.store_gradient(-10 if wrong else 0, mantissas, 1024 if wrong else 0)
+    return 0
+
+
+def channel_scales(r):
+    # The channels' weight scales, the upper and the lower 8 bits of each.
+    table = np.frombuffer(r.bytes(3, 2 * r.n), dtype=np.uint16) * 1.0
+    upper = np.floor(table * (1.0 / 256))
+    return upper, table - upper * 256.0
+
+
+def scaled(mantissas, scales):
+    # (mantissa * scale + 32768) >> 16 of each channel: no step has more than 20 bits.
+    upper, lower = scales
+    lower = np.floor(mantissas * lower * (1.0 / 256))
+    return np.floor((mantissas * upper + lower + 128.0) * (1.0 / 256))
+
+
+def is_learning(r):
+    return r.state[r.gain + 1] < _GAIN_SAMPLES
+
+
+def gain_shift(r, bits, most):
+    # The shift by the gain that STATE holds, after it has learnt from this step's largest sum where there is one.
     gain, seen = struct.unpack_from("<bB", r.state, r.gain)
-    if needed is not None:
+    if most:
+        needed = bitlen(most) - bits
         gain = needed if seen == 0 else max(gain, needed)
         struct.pack_into("<bB", r.state, r.gain, gain, seen + 1)
-    return max(-31, min(31, gain))
+    return max(0, min(30, bits + max(-31, min(31, gain)) + 1 - bitlen(r.top(1))))
 
 
 def _dense_back(r):
-    exponent, mantissas = r.gradient(0, r.n)
-    scales = struct.unpack_from("<%dH" % r.n, r.bytes(3, 2 * r.n), 0)
+    exponent, writer = r.header(0)[0], Writer(r)
     # In SCRATCH as the C core has it, so that whole tables can be compared.
-    g = np.frombuffer(r.buffers[_BUF_SCRATCH][: 2 * r.n], dtype=np.int16)
-    g[:] = np.array([(m * c + 32768) >> 16 for m, c in zip(mantissas, scales)], dtype=np.int16)
-    g = g * 1.0
+    g = scaled(r.mantissas(0, 0, r.n), channel_scales(r))
+    np.frombuffer(r.buffers[_BUF_SCRATCH][: 2 * r.n], dtype=np.int16)[:] = g
     most = int(np.max(abs(g)))
     if most == 0:
-        r.store_gradient(1, 0, np.zeros(r.k), 0)
-        return 0
-    bits = _bitlen(most)
-    high, low = _column_sums(r, g)
-    if r.flags & _FLAG_MASK:
-        mask = r.int8(4, r.k) != r.act_min
-        high *= mask * 1.0
-        low *= mask * 1.0
-    needed = None
-    if r.state[r.gain + 1] < _GAIN_SAMPLES:
-        top = _largest(high, low)
-        needed = _bitlen(top) - bits if top else None
-    s = max(0, min(30, bits + _gain(r, needed) - 10))
-    m = _rounded(high, low, s)
-    limit = float(_MANTISSA_MAX)
-    most = np.max(abs(m))
-    if most > limit:
-        r.count(_S_SATURATED, int(np.sum(abs(m) > limit)))
-        m = np.clip(m, -limit, limit)
-        most = limit
-    exponent = max(-8192, min(8192, exponent + r.scale_exp + s))
-    r.store_gradient(1, exponent, m, int(most))
+        writer.put(0, np.zeros(r.k))
+        return writer.end(0)
+    high, low = _column_sums(r, g, most)
+    s = gain_shift(r, bitlen(most), largest(high, low) if is_learning(r) else 0)
+    writer.put(0, rounded(high, low, s))
+    return writer.end(exponent + r.scale_exp + s)
+
+
+def _relu_back(r):
+    size = struct.unpack_from("<3H", r.program, r.at + _R_OUT_H)
+    size = size[0] * size[1] * size[2]
+    header = r.header(0)
+    for start in range(0, size, _ELEMENTS):
+        count = min(_ELEMENTS, size - start)
+        if r.flags & _FLAG_BITS:
+            packed = np.frombuffer(r.bytes(4, (size + 7) // 8)[start // 8 : (start + count + 7) // 8], dtype=np.uint8)
+            passes = np.zeros((len(packed), 8))
+            rest = packed * 1.0
+            for bit in range(8):
+                half = np.floor(rest * 0.5)
+                passes[:, bit] = rest - half * 2.0
+                rest = half
+            passes = passes.reshape((8 * len(packed),))[:count]
+        else:
+            passes = (r.int8(4, size)[start : start + count] != r.act_min) * 1.0
+        r.stored(1, start, count)[:] = r.stored(0, start, count) * passes
+    struct.pack_into("<hH", r.bytes(1, _GRADIENT_HEADER), 0, header[0], header[1])
     return 0
 
 
-def _channels(r):
-    # Of each output channel that has a gradient: its number, the factor of its products, the shift that ends them.
-    exponent, mantissas = r.gradient(0, r.n)
-    table = r.bytes(3, 2 * r.n)
+def channel_step(r, exponent, n):
+    # (m, s): what the sums of channel n are multiplied by, and the shift that ends the products.
     lr_mant, lr_exp = struct.unpack_from("<Hh", r.state, _S_LR_MANT)
     rate, i = _mul11(r.scale_mant, lr_mant & 2047)
-    for n in range(r.n):
-        if mantissas[n]:
-            t = struct.unpack_from("<H", table, 2 * n)[0]
-            m, j = _mul11(rate, 1024 + (t & 1023))
-            yield n, mantissas[n] * m, -(exponent + r.scale_exp + lr_exp + i + j + (t >> 10))
+    t = struct.unpack_from("<H", r.bytes(3, 2 * r.n), 2 * n)[0]
+    m, j = _mul11(rate, 1024 + (t & 1023))
+    return m, -(exponent + r.scale_exp + lr_exp + i + j + (t >> 10))
+
+
+def begin_update(r):
+    # Stochastic rounding takes the generator on, once.
+    if r.w_dtype != _DTYPE_INT16:
+        x = struct.unpack_from("<I", r.state, _S_RNG)[0]
+        x ^= (x << 13) & 0xFFFFFFFF
+        x ^= x >> 17
+        x ^= (x << 5) & 0xFFFFFFFF
+        struct.pack_into("<I", r.state, _S_RNG, x)
 
 
 def _steps(x, factor, s, reach):
@@ -429,65 +552,80 @@ def _steps(x, factor, s, reach):
     return np.floor((x * float(factor >> 7) + lower + half * (1.0 / 128)) * (unit * 128.0))
 
 
-def _update_int16(r, x, weights):
-    clipped = 0
+def move_int16(r, weights, n, steps):
+    # Row n of the weights less its steps, which are floats.
     limit = 32767.0
-    reach = int(np.max(abs(x)))
-    for n, factor, s in _channels(r):
-        row = weights[n]
-        if 0 < s <= 30 and abs(factor) * reach < 1 << (s - 1) and np.min(row) >= -32767:
-            continue  # every step rounds to 0
-        value = row * 1.0 - _steps(x, factor, s, reach)
-        over = int(np.sum(abs(value) > limit))
-        if over:
-            clipped += over
-            value = np.clip(value, -limit, limit)
-        weights[n] = value
-    return clipped
+    value = weights[n] * 1.0 - steps
+    over = int(np.sum(abs(value) > limit))
+    if over:
+        r.count(_S_CLIPPED, over)
+        value = np.clip(value, -limit, limit)
+    weights[n] = value
 
 
-def _update_int8(r, x, weights):
-    # One draw a weight, so a loop. The generator is kept as two halves: boards box integers of 31 bits and more.
+def move_int8(r, weights, n, sums, m, shift):
+    # Row n of the weights less its sums * m / 2^shift. A draw for each weight, of its own number: a loop over integers.
     clipped = 0
-    inputs = [int(v) for v in x]
-    lo, hi = struct.unpack_from("<HH", r.state, _S_RNG)
-    for n, factor, shift in _channels(r):
-        s = min(shift, 30)
-        extra = min(shift - s, 31)
-        row = weights[n].tolist()
-        for k in range(r.k):
-            hi ^= (hi << 13 | lo >> 3) & 0xFFFF
-            lo ^= (lo << 13) & 0xFFFF
-            lo ^= hi >> 1
-            hi ^= (hi << 5 | lo >> 11) & 0xFFFF
-            lo ^= (lo << 5) & 0xFFFF
-            p = factor * inputs[k]
-            if s > 0:
-                step = ((p >> extra) + ((hi << 14 | lo >> 2) >> (30 - s))) >> s
-            else:
-                step = _rshift(p, s)
-            value = row[k] - step
-            if not -127 <= value <= 127:
-                clipped += 1
-                value = 127 if value > 0 else -127
-            row[k] = value
-        weights[n] = np.array(row, dtype=np.int8)
-    struct.pack_into("<HH", r.state, _S_RNG, lo, hi)
-    return clipped
+    row = weights[n].tolist()
+    v = struct.unpack_from("<I", r.state, _S_RNG)[0] + n * len(row) * 2654435769
+    s = min(shift, 30)
+    extra = min(shift - s, 62)
+    for k, acc in enumerate(sums):
+        p = acc * m
+        if s <= 0:
+            step = _rshift(p, s)
+        else:
+            step = p >> extra
+            if step:
+                draw = (v + k * 2654435769) & 0xFFFFFFFF
+                draw = ((draw ^ draw >> 16) * 0x7FEB352D) & 0xFFFFFFFF
+                draw = ((draw ^ draw >> 15) * 0x846CA68B) & 0xFFFFFFFF
+                step = (step + ((draw ^ draw >> 16) >> (32 - s))) >> s
+        value = row[k] - step
+        if not -127 <= value <= 127:
+            clipped += 1
+            value = 127 if value > 0 else -127
+        row[k] = value
+    weights[n] = np.array(row, dtype=np.int8)
+    r.count(_S_CLIPPED, clipped)
 
 
 def _update_weight(r):
-    update = _update_int16 if r.w_dtype == _DTYPE_INT16 else _update_int8
-    r.count(_S_CLIPPED, update(r, r.centred(1), r.weights(2)))
+    exponent, x, weights = r.header(0)[0], r.centred(1), r.weights(2, r.n, r.k)
+    inputs = None if r.w_dtype == _DTYPE_INT16 else [int(v) for v in x.tolist()]
+    reach = int(np.max(abs(x)))
+    begin_update(r)
+    for n, mantissa in enumerate(r.mantissas(0, (r.extra & 0xFFFF) - r.n, r.n).tolist()):
+        if mantissa == 0.0:
+            continue
+        m, s = channel_step(r, exponent, n)
+        m *= int(mantissa)
+        if inputs:
+            move_int8(r, weights, n, inputs, m, s)
+        # Where every step rounds to 0, only a weight out of range moves.
+        elif not 0 < s <= 30 or abs(m) * reach >= 1 << (s - 1) or np.min(weights[n]) < -32767:
+            move_int16(r, weights, n, _steps(x, m, s, reach))
     return 0
 
 
 def _update_bias(r):
+    out_h, out_w = struct.unpack_from("<2H", r.program, r.at + _R_OUT_H)
+    exponent, channels, places = r.header(0)[0], r.extra & 0xFFFF, out_h * out_w
+    sums = [0] * r.n
+    rows = max(1, _ELEMENTS // channels)
+    ones = np.ones(rows)
+    for start in range(0, places, rows):
+        count = min(rows, places - start)
+        some = r.stored(0, start * channels, count * channels).reshape((count, channels))[:, r.k : r.k + r.n]
+        sums = [a + int(b) for a, b in zip(sums, np.dot(ones[:count], r.cut(0, some)).tolist())]
     bias = r.bytes(2, 4 * r.n)
     clipped = 0
-    for n, factor, s in _channels(r):
+    for n, acc in enumerate(sums):
+        if acc == 0:
+            continue
+        m, s = channel_step(r, exponent, n)
         before = max(-_BIAS_MAX, min(_BIAS_MAX, struct.unpack_from("<i", bias, 4 * n)[0]))
-        value = before - _rshift(factor, s)
+        value = before - _rshift(acc * m, s)
         cut = max(-_BIAS_MAX, min(_BIAS_MAX, value))
         clipped += cut != value
         struct.pack_into("<i", bias, 4 * n, cut)
@@ -503,7 +641,21 @@ _RECORDS = {
     _OP_DENSE_BACK: _dense_back,
     _OP_UPDATE_WEIGHT: _update_weight,
     _OP_UPDATE_BIAS: _update_bias,
+    _OP_HINGE: _hinge,
+    _OP_RELU_BACK: _relu_back,
 }
+
+
+def _imported(op):
+    # The operators of imported networks are loaded when a plan has one of them, those of their training likewise.
+    if op >= _OP_CONV_TRAINED:
+        from .ulab_training import RECORDS
+    elif op >= _OP_CONV:
+        from .ulab_operators import RECORDS
+    else:
+        return None
+    _RECORDS.update(RECORDS)
+    return RECORDS.get(op)
 
 
 def _buffer(item):
@@ -549,11 +701,7 @@ def run(program, table, first, count, index=-1, base=-1):
         r = _Record(program, _PROGRAM_BYTES + i * _RECORD_BYTES, buffers, max(base, 0))
         if r.is_backward() and not r.is_on():
             continue
-        if r.op >= _OP_CONV and r.op not in _RECORDS:
-            from .ulab_operators import RECORDS
-
-            _RECORDS.update(RECORDS)
-        work = _RECORDS.get(r.op)
+        work = _RECORDS.get(r.op) or _imported(r.op)
         code = work(r) if work else _E_RECORD
         if code < 0:
             return code

@@ -37,7 +37,7 @@ def _saturated(v):
     return max(-0x80000000, min(0x7FFFFFFF, v))
 
 
-def _double(acc, multiplier, shift, lower=0):
+def double(acc, multiplier, shift, lower=0):
     shift = max(-31, min(30, shift))
     if shift > 0:
         acc = int32(acc << shift)
@@ -45,7 +45,7 @@ def _double(acc, multiplier, shift, lower=0):
     return _divide_by_power(h, -shift) if shift < 0 else h
 
 
-_ROUNDINGS = {_ROUND_SINGLE: single, _ROUND_DOUBLE: _double, _ROUND_AWAY: away}
+ROUNDINGS = {_ROUND_SINGLE: single, _ROUND_DOUBLE: double, _ROUND_AWAY: away}
 
 
 def _int8(byte):
@@ -55,16 +55,17 @@ def _int8(byte):
 # Images.
 
 
-class _Window:
-    # An operator's dimensions, its input, and where its kernel lies on it.
-    def __init__(self, r):
+class Window:
+    # An operator's dimensions, its input at operand x, and where its kernel lies on it.
+    def __init__(self, r, x=0):
         fields = struct.unpack_from("<6H6B", r.program, r.at + _R_IN_H)
         self.in_h, self.in_w, self.in_c, self.out_h, self.out_w, self.out_c = fields[:6]
         self.kernel_h, self.kernel_w, self.stride_h, self.stride_w, self.pad_top, self.pad_left = fields[6:]
         self.taps = self.kernel_h * self.kernel_w
-        self.x = r.int8(0, self.in_h * self.in_w * self.in_c)
+        self.size = self.in_h * self.in_w * self.in_c
+        if x is not None:
+            self.x = r.int8(x, self.size)
         self.row = self.out_w * self.out_c  # numbers in a row of the output
-        self.y = r.int8(1, self.out_h * self.row)
 
     def line(self, i):
         # Row i of the input, [in_w][in_c], as a view.
@@ -99,6 +100,13 @@ class _Window:
             patch[to : to + size] = self.x[start : start + size]
 
 
+class _Images(Window):
+    # Of the forward pass: with the output.
+    def __init__(self, r):
+        super().__init__(r)
+        self.y = r.int8(1, self.out_h * self.row)
+
+
 def _conv_sums(r, n, weights, patch, ones):
     # The sums of some channels' weights, w + 128 as stored, take 128 * sum(x) too much. Products stay within
     # 255 * 128, which says how many a dot may add; the sum of 2^16 inputs is exact as it is.
@@ -113,16 +121,18 @@ def _conv_sums(r, n, weights, patch, ones):
 
 def _conv(r):
     # y may lie over x: a position's inputs are gathered before its outputs are written.
-    w = _Window(r)
+    w = Window(r)
+    channels = r.scale_mant or r.n
+    outputs = r.int8(1, (w.out_h * w.out_w - 1) * channels + r.n)
     row = (w.taps * w.in_c + 3) // 4 * 4
     weights = np.frombuffer(r.bytes(2, r.n * row), dtype=np.uint8).reshape((r.n, row))
     patch, ones = np.zeros(row), np.ones(row)
     for at in range(w.out_h * w.out_w):
         w.gather(patch, at // w.out_w, at % w.out_w, float(r.zero_in))
-        y = w.y[at * r.n : (at + 1) * r.n]
+        y = outputs[at * channels : at * channels + r.n]
         for n in range(0, r.n, _CHANNELS):
             sums = _conv_sums(r, n, weights[n : n + _CHANNELS], patch, ones)
-            y[n : n + _CHANNELS] = codes(r, sums, scales(r, n, len(sums)), _ROUNDINGS[r.rounding])
+            y[n : n + _CHANNELS] = codes(r, sums, scales(r, n, len(sums)), ROUNDINGS[r.rounding])
     return 0
 
 
@@ -154,11 +164,11 @@ def _depthwise_row(r, w, lines, y):
             sums = [struct.unpack_from("<i", bias, 4 * n)[0]] * w.out_w
             for part in parts:
                 sums = [a + int(b) for a, b in zip(sums, part[:, n // w.repeat].tolist())]
-            y[n :: r.n] = codes(r, sums, scales(r, n, 1) * w.out_w, _ROUNDINGS[r.rounding])
+            y[n :: r.n] = codes(r, sums, scales(r, n, 1) * w.out_w, ROUNDINGS[r.rounding])
 
 
 def _depthwise(r):
-    w = _Window(r)
+    w = _Images(r)
     w.repeat = r.n // w.in_c
     in_place = r.operands[0] == r.operands[1]
     lines = {}
@@ -173,7 +183,7 @@ def _depthwise(r):
     return 0
 
 
-def _pool_row(w, oi, most):
+def pool_row(w, oi, most):
     # Sums (or maxima) under the kernel of a row of outputs, [out_w][in_c]: at most 255 * 255 cells, exact as they are.
     acc = np.zeros((w.out_w, w.in_c)) - (128.0 if most else 0.0)
     for i in w.rows(oi):
@@ -188,17 +198,17 @@ def _pool_row(w, oi, most):
 
 
 def _max_pool(r):
-    w = _Window(r)
+    w = _Images(r)
     for oi in range(w.out_h):
         y = w.y[oi * w.row : (oi + 1) * w.row].reshape((w.out_w, w.in_c))
-        y[:] = np.clip(_pool_row(w, oi, True), float(r.act_min), float(r.act_max))
+        y[:] = np.clip(pool_row(w, oi, True), float(r.act_min), float(r.act_max))
     return 0
 
 
 def _average_pool(r):
-    w = _Window(r)
+    w = _Images(r)
     for oi in range(w.out_h):
-        sums = _pool_row(w, oi, False)
+        sums = pool_row(w, oi, False)
         height = sum([0 <= i < w.in_h for i in w.rows(oi)])
         for oj in range(w.out_w):
             j = oj * w.stride_w - w.pad_left
@@ -213,7 +223,7 @@ def _average_pool(r):
 
 
 def _mean(r):
-    w = _Window(r)
+    w = _Images(r)
     cells = w.in_h * w.in_w
     x = w.x.reshape((cells, w.in_c))
     sums = [-r.zero_in * cells] * w.in_c
@@ -222,13 +232,13 @@ def _mean(r):
         some = x[start : start + _CELLS]
         sums = [a + int(b) for a, b in zip(sums, np.dot(ones[: len(some)], some).tolist())]
     multiplier, shift = struct.unpack_from("<2i", r.bytes(2, 8), 0)
-    w.y[:] = codes(r, sums, [(multiplier, shift, 0)] * w.in_c, _double)
+    w.y[:] = codes(r, sums, [(multiplier, shift, 0)] * w.in_c, double)
     return 0
 
 
 def _elementwise(r, zero_b, work):
     # y = the code of work(a, b): each element of y is written after the elements in its place have been read.
-    size = len(_Window(r).x)
+    size = Window(r, None).size
     a, y, b = r.bytes(0, size), r.bytes(1, size), r.bytes(2, r.extra)
     low, high = r.act_min - r.zero_out, r.act_max - r.zero_out
     zero_b = max(-128, min(127, zero_b))
@@ -244,18 +254,19 @@ def _add(r):
     zero_b, *p = struct.unpack_from("<7i", r.bytes(3, 28), 0)
 
     def add(a, b):
-        return _double(int32(_double(a << 20, p[0], p[1]) + _double(b << 20, p[2], p[3])), p[4], p[5])
+        return double(int32(double(a << 20, p[0], p[1]) + double(b << 20, p[2], p[3])), p[4], p[5])
 
     return _elementwise(r, zero_b, add)
 
 
 def _mul(r):
     zero_b, multiplier, shift = struct.unpack_from("<3i", r.bytes(3, 12), 0)
-    return _elementwise(r, zero_b, lambda a, b: _double(a * b, multiplier, shift))
+    rounding = ROUNDINGS[r.rounding]
+    return _elementwise(r, zero_b, lambda a, b: rounding(a * b, multiplier, shift, 0))
 
 
 def _pad(r):
-    w = _Window(r)
+    w = _Images(r)
     w.y[:] = r.zero_in
     for i in range(w.in_h):
         at = (w.pad_top + i) * w.row
@@ -265,7 +276,7 @@ def _pad(r):
 
 
 def _copy(r):
-    w = _Window(r)
+    w = _Images(r)
     size = w.in_w * w.in_c
     for i in range(w.in_h):
         w.y[i * w.row + r.extra : i * w.row + r.extra + size] = w.x[i * size : (i + 1) * size]
@@ -273,7 +284,7 @@ def _copy(r):
 
 
 def _table(r):
-    size = len(_Window(r).x)
+    size = Window(r, None).size
     x, y, table = r.bytes(0, size), r.bytes(1, size), r.bytes(2, 256)
     for i in range(size):
         y[i] = table[x[i] ^ 128]
@@ -281,9 +292,9 @@ def _table(r):
 
 
 def _reciprocal(half):
-    r = 1515870810 + _double(half, -1010580540, 0)
+    r = 1515870810 + double(half, -1010580540, 0)
     for _ in range(3):
-        r += _saturated(4 * _double(r, (1 << 29) - _double(half, r, 0), 0))
+        r += _saturated(4 * double(r, (1 << 29) - double(half, r, 0), 0))
     return _saturated(2 * r)
 
 
@@ -299,13 +310,13 @@ def _softmax_row(x, table):
     inverse = _reciprocal((total << zeros) >> 1)
     y = []
     for e in powers:
-        v = 0 if e is None else _divide_by_power(_double(inverse, e, 0), 35 - zeros)
+        v = 0 if e is None else _divide_by_power(double(inverse, e, 0), 35 - zeros)
         y.append(max(0, min(255, v)) - 128)
     return y
 
 
 def _softmax(r):
-    w = _Window(r)
+    w = _Images(r)
     table = r.bytes(2, 4 * r.extra)
     for at in range(0, len(w.x), w.in_c):
         row = w.x[at : at + w.in_c].tolist()

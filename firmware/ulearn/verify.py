@@ -14,11 +14,11 @@ _KIND_FORWARD = const(1)
 _KIND_TRAIN = const(2)
 _BUF_INPUT = const(0)
 _BUF_ARENA = const(1)
-_BUF_FROZEN = const(2)
+_BUF_FROZEN = const(6)
 _BUF_TRAIN = const(3)
 _BUF_STATE = const(4)
 _BUF_SCRATCH = const(5)
-_BUF_TARGET = const(6)
+_BUF_TARGET = const(2)
 _OPERAND_NONE = const(4294967295)
 _STATE_BYTES = const(48)
 _S_N_GAINS = const(32)
@@ -27,6 +27,7 @@ _IO_BYTES = const(40)
 _S_LR_MANT = const(8)
 _LOSS_SOFTMAX_CE = const(1)
 _LOSS_MSE = const(2)
+_LOSS_HINGE = const(3)
 _TENSOR_BYTES = const(32)
 _DTYPE_INT8 = const(1)
 _DTYPE_INT16 = const(2)
@@ -41,6 +42,7 @@ _OP_MSE = const(4)
 _OP_DENSE_BACK = const(5)
 _OP_UPDATE_WEIGHT = const(6)
 _OP_UPDATE_BIAS = const(7)
+_OP_HINGE = const(8)
 _OP_CONV = const(16)
 _OP_DEPTHWISE = const(17)
 _OP_AVERAGE_POOL = const(18)
@@ -53,11 +55,26 @@ _OP_PAD = const(23)
 _OP_COPY = const(24)
 _OP_TABLE = const(25)
 _OP_SOFTMAX = const(26)
+_OP_CONV_TRAINED = const(27)
+_OP_DEPTHWISE_TRAINED = const(28)
+_OP_MASK = const(29)
+_OP_CONV_BACK = const(32)
+_OP_DEPTHWISE_BACK = const(33)
+_OP_UPDATE_CONV = const(34)
+_OP_UPDATE_DEPTHWISE = const(35)
+_OP_AVERAGE_BACK = const(36)
+_OP_MAX_BACK = const(37)
+_OP_SCALE_BACK = const(38)
+_OP_CROP = const(39)
+_OP_SUM = const(40)
+_OP_RELU_BACK = const(41)
 _MODE_APPLY = const(0)
-_FLAG_MASK = const(1)
+_FLAG_BITS = const(1)
 _FLAG_GATE_DEEPER = const(2)
 _FLAG_FULL_RANGE = const(4)
 _FLAG_ONE_SCALE = const(8)
+_FLAG_NARROW_OUT = const(16)
+_FLAG_NARROW_IN = const(32)
 _ROUND_NONE = const(0)
 _ROUND_SINGLE = const(1)
 _ROUND_DOUBLE = const(2)
@@ -68,39 +85,48 @@ _PRODUCTS_MAX = const(1073741824)
 
 _WEIGHT_MAX = const(32768)
 _MANTISSA_MAX = const(2047)
+_NARROW_MAX = const(127)
 _ARENA_MAX = const(16777216)
 _SCALE_MAX = 1e30
 
-# Of each record: (operand, unit, number, written). Units: 1, 2, 4 bytes an element, a: bytes from a multiple of 4 on,
-# w: a weight, g: a gradient tensor. Numbers: K inputs, N outputs, W weights, E the record's extra, L one label, X and Y
-# elements of a whole input and output image, S scales, M multipliers, or
-# themselves.
-_IMAGES = ((0, "1", "X", 0), (1, "1", "Y", 1))
-_SUMS = ((3, "4", "N", 0), (4, "4", "M", 0), (5, "1", "S", 0))
+# Of each record, for each operand: which, unit, number. As text it takes less heap than as tuples.
+# Units: 1, 2, 4 bytes an element, w: a weight that is trained, g: a gradient tensor, t: the target; of FROZEN alone
+# f: bytes, a: bytes from a multiple of 4 on. Numbers: N outputs, X and Y elements of the whole input and output,
+# W weights, F of them frozen, T trained, E the record's extra, S scales, M multipliers, B elements of a mask,
+# V values of a byte, or themselves.
 _OPERANDS = {
-    _OP_DENSE: (
-        (0, "1", "K", 0),
-        (1, "1", "N", 1),
-        (2, "w", "W", 0),
-    )
-    + _SUMS,
-    _OP_RELU: ((0, "1", "K", 0), (1, "1", "K", 1)),
-    _OP_SOFTMAX_CE: ((0, "1", "N", 0), (1, "g", "N", 1), (2, "2", "E", 0), (3, "t", "L", 0)),
-    _OP_MSE: ((0, "1", "N", 0), (1, "g", "N", 1), (3, "t", "N", 0)),
-    _OP_DENSE_BACK: ((0, "g", "N", 0), (1, "g", "K", 1), (2, "w", "W", 0), (3, "2", "N", 0), (4, "1", "K", 0)),
-    _OP_UPDATE_WEIGHT: ((0, "g", "N", 0), (1, "1", "K", 0), (2, "w", "W", 2), (3, "2", "N", 0)),
-    _OP_UPDATE_BIAS: ((0, "g", "N", 0), (2, "4", "N", 2), (3, "2", "N", 0)),
-    _OP_CONV: _IMAGES + ((2, "a", "W", 0),) + _SUMS,
-    _OP_DEPTHWISE: _IMAGES + ((2, "1", "W", 0),) + _SUMS,
-    _OP_AVERAGE_POOL: _IMAGES,
-    _OP_MAX_POOL: _IMAGES,
-    _OP_MEAN: _IMAGES + ((2, "4", 2, 0),),
-    _OP_ADD: _IMAGES + ((2, "1", "E", 0), (3, "4", 7, 0)),
-    _OP_MUL: _IMAGES + ((2, "1", "E", 0), (3, "4", 3, 0)),
-    _OP_PAD: _IMAGES,
-    _OP_COPY: _IMAGES,
-    _OP_TABLE: _IMAGES + ((2, "1", 256, 0),),
-    _OP_SOFTMAX: _IMAGES + ((2, "4", "E", 0),),
+    _OP_DENSE: "01X 11Y 2wW 34N 44M 51S",
+    _OP_RELU: "01X 11X",
+    _OP_SOFTMAX_CE: "01Y 1gY 22E 3tN",
+    _OP_MSE: "01Y 1gY 3tN",
+    _OP_HINGE: "01Y 1gY 3tN",
+    _OP_DENSE_BACK: "0gY 1gX 2aF 32N 5wT",
+    _OP_UPDATE_WEIGHT: "0gY 11X 2wW 32N",
+    _OP_UPDATE_BIAS: "0gY 24N 32N",
+    _OP_CONV: "01X 11Y 2aF 34N 44M 51S",
+    _OP_DEPTHWISE: "01X 11Y 2fF 34N 44M 51S",
+    _OP_AVERAGE_POOL: "01X 11Y",
+    _OP_MAX_POOL: "01X 11Y",
+    _OP_MEAN: "01X 11Y 242",
+    _OP_ADD: "01X 11Y 21E 347",
+    _OP_MUL: "01X 11Y 21E 343",
+    _OP_PAD: "01X 11Y",
+    _OP_COPY: "01X 11Y",
+    _OP_TABLE: "01X 11Y 21V",
+    _OP_SOFTMAX: "01X 11Y 24E",
+    _OP_CONV_TRAINED: "01X 11Y 2wW 34N 44M 51S",
+    _OP_DEPTHWISE_TRAINED: "01X 11Y 2wW 34N 44M 51S",
+    _OP_MASK: "01X 11B",
+    _OP_CONV_BACK: "0gY 1gX 2aF 32N 5wT",
+    _OP_DEPTHWISE_BACK: "0gY 1gX 2fF 32N 5wT",
+    _OP_UPDATE_CONV: "0gY 11X 2wW 32N",
+    _OP_UPDATE_DEPTHWISE: "0gY 11X 2wW 32N",
+    _OP_AVERAGE_BACK: "0gY 1gX",
+    _OP_MAX_BACK: "0gY 1gX 41X",
+    _OP_SCALE_BACK: "0gY 1gX 22E",
+    _OP_CROP: "0gY 1gX",
+    _OP_SUM: "0gY 1gX 4gY",
+    _OP_RELU_BACK: "0gY 1gX 41B",
 }
 
 
@@ -108,10 +134,10 @@ class _Verifier:
     def __init__(self, plan, sections):
         self.name = plan.name
         self.io, self.tensors, self.cuts, frozen, train, self.state = sections
-        self.have = (None, _ARENA_MAX, frozen, len(train), len(self.state), _ARENA_MAX, None)
+        self.have = (_ARENA_MAX, _ARENA_MAX, _ARENA_MAX, len(train), len(self.state), _ARENA_MAX, frozen)
         self.where = "plan"
         self.trainable = {}
-        self.windows = None  # of FROZEN, what each record of the forward program needs: from, to, from, to, ...
+        self.windows = []  # of FROZEN, what each record of each program needs: from, to, from, to, ...
 
     def refuse(self, fault):
         raise ValueError("%s: %s: %s" % (self.name, self.where, fault))
@@ -135,7 +161,7 @@ class _Verifier:
         self.output_bytes = oh * ow * oc
         self.need(0 < self.input_bytes <= _ARENA_MAX, "the input has no element or too many")
         self.need(0 < self.output_bytes <= _ARENA_MAX, "the output has no element or too many")
-        self.need(self.loss <= _LOSS_MSE and not zero, "loss %d is not known" % self.loss)
+        self.need(self.loss <= _LOSS_HINGE and not zero, "loss %d is not known" % self.loss)
 
     def check_state(self):
         self.where = "state"
@@ -198,18 +224,17 @@ class _Verifier:
         self.need(
             len(program) == _PROGRAM_BYTES + count * _RECORD_BYTES, "%d bytes for %d records" % (len(program), count)
         )
-        for buf in range(_BUF_ARENA, _BUF_TARGET):
+        for buf in range(len(self.have)):
             self.need(self.sizes[buf] <= self.have[buf], "needs %d bytes of buffer %d" % (self.sizes[buf], buf))
         self.need(self.sizes[_BUF_INPUT] == self.input_bytes, "takes %d bytes of input" % self.sizes[_BUF_INPUT])
         target = 0
         if self.kind == _KIND_TRAIN:
-            self.need(self.loss in (_LOSS_SOFTMAX_CE, _LOSS_MSE), "there is no loss to train with")
+            self.need(self.loss, "there is no loss to train with")
             self.need(self.sizes[_BUF_STATE] == len(self.state), "it sees only a part of the state")
-            target = 2 if self.loss == _LOSS_SOFTMAX_CE else self.output_bytes
+            target = self.output_bytes if self.loss == _LOSS_MSE else 2
         self.need(self.sizes[_BUF_TARGET] == target, "takes %d bytes of target" % self.sizes[_BUF_TARGET])
         self.products = 0
-        if self.kind == _KIND_FORWARD:
-            self.windows = array("I", bytes(8 * count))
+        self.windows.append(array("I", bytes(8 * count)))
         for i in range(count):
             self.where, self.record = "record %d" % i, i
             self.check_record(program, _PROGRAM_BYTES + i * _RECORD_BYTES)
@@ -227,160 +252,251 @@ class _Verifier:
         self.need(0 < size and end <= self.sizes[buf], "it reaches to byte %d of %d" % (end, self.sizes[buf]))
 
     def check_record(self, program, at):
+        need = self.need
         fields = struct.unpack_from("<4B2H6I6H6B4b2BHhI", program, at)
         op, mode, flags, rounding, gate, gain = fields[:6]
-        operands = fields[6:12]
-        in_h, in_w, k, out_h, out_w, n = fields[12:18]
-        act_min, act_max, dtype, fraction, mantissa, _, extra = fields[26:]
-        self.need(op in _OPERANDS, "operation %d is not known to this version" % op)
-        imported = op >= _OP_CONV
-        backward = not imported and op >= _OP_DENSE_BACK
-        self.need(mode == _MODE_APPLY, "mode %d is not supported yet" % mode)
-        allowed = (_FLAG_MASK if op == _OP_DENSE_BACK else 0) | (_FLAG_GATE_DEEPER if gate else 0)
-        if imported and op <= _OP_DEPTHWISE:
-            allowed |= _FLAG_FULL_RANGE | _FLAG_ONE_SCALE
-        elif op == _OP_DENSE:
-            allowed |= _FLAG_ONE_SCALE
-        self.need(not flags & ~allowed, "unknown flags 0x%x" % flags)
-        roundings = (_ROUND_NONE,)
-        if op == _OP_DENSE:
-            roundings = (_ROUND_SINGLE, _ROUND_AWAY)
-        elif op == _OP_CONV:
-            roundings = (_ROUND_SINGLE, _ROUND_DOUBLE, _ROUND_AWAY)
-        elif op in (_OP_DEPTHWISE, _OP_MEAN, _OP_ADD, _OP_MUL):
-            roundings = (_ROUND_DOUBLE,)
-        self.need(rounding in roundings, "rounding %d is not supported here" % rounding)
-        if not imported:
-            self.need(
-                not (in_h or in_w or out_h or out_w or any(fields[18:24])), "dimensions that it does not have are set"
-            )
-        self.need(act_min <= act_max, "its activation range is empty")
-        self.need(self.kind == _KIND_TRAIN or op <= _OP_RELU or imported, "it trains, in a program that must not")
+        act_min, act_max, dtype, fraction, _, _, extra = fields[26:]
+        need(op in _OPERANDS, "operation %d is not known to this version" % op)
+        need(mode == _MODE_APPLY, "mode %d is not supported yet" % mode)
+        uses = _OPERANDS[op]
+        update = op in (_OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS, _OP_UPDATE_CONV, _OP_UPDATE_DEPTHWISE)
+        backward = op >= _OP_CONV_BACK or _OP_DENSE_BACK <= op <= _OP_UPDATE_BIAS
+        allowed = _FLAG_ONE_SCALE if "S" in uses else 0
+        if op in (_OP_CONV, _OP_DEPTHWISE):
+            allowed |= _FLAG_FULL_RANGE
+        elif op == _OP_RELU_BACK:
+            allowed = _FLAG_BITS
+        if backward:
+            allowed |= _FLAG_NARROW_OUT if update else _FLAG_NARROW_OUT | _FLAG_NARROW_IN
         if gate:
-            self.need(backward and self.gates <= gate < self.gates_end, "gate %d lies outside the gates" % gate)
-        if op == _OP_DENSE_BACK:
-            inside = _STATE_BYTES <= gain < self.gains_end and gain % 2 == 0
-            self.need(inside, "gain %d lies outside the gains" % gain)
-        else:
-            self.need(gain == 0, "it has a gain and no use for one")
-        weights = op in (_OP_DENSE, _OP_DENSE_BACK, _OP_UPDATE_WEIGHT)
-        wide = weights and dtype == _DTYPE_INT16
-        if weights:
-            self.need(dtype in (_DTYPE_INT8, _DTYPE_INT16), "weights of dtype %d" % dtype)
-            self.need(fraction <= (7 if wide else 0), "%d fraction bits" % fraction)
-        largest = _WEIGHT_MAX >> fraction if wide else 128
+            allowed |= _FLAG_GATE_DEEPER
+            need(backward and self.gates <= gate < self.gates_end, "gate %d lies outside the gates" % gate)
+        need(not flags & ~allowed, "unknown flags 0x%x" % flags)
+        roundings = 1 << _ROUND_NONE
         if op == _OP_DENSE:
-            self.need(k * 255 * largest <= 1 << 30, "%d inputs could overflow the accumulator" % k)
-        if op == _OP_DENSE_BACK:
-            self.need(n * _MANTISSA_MAX * largest < 1 << 31, "%d channels could overflow the accumulator" % n)
-            self.need(self.sizes[_BUF_SCRATCH] >= 2 * n, "it needs %d bytes of scratch" % (2 * n))
-        if op in (_OP_SOFTMAX_CE, _OP_MSE):
-            self.need(
-                self.loss == (_LOSS_SOFTMAX_CE if op == _OP_SOFTMAX_CE else _LOSS_MSE), "it is not the plan's loss"
-            )
-            self.need(n <= _CLASSES_MAX and n == self.output_bytes, "%d outputs" % n)
-        if op in (_OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS):
-            self.need(1024 <= mantissa <= 2047, "scale mantissa %d" % mantissa)
-        numbers = {"K": k, "N": n, "W": k * n, "E": extra, "L": 1, "X": in_h * in_w * k, "Y": out_h * out_w * n}
-        numbers["S"] = 1 if flags & _FLAG_ONE_SCALE else n
-        numbers["M"] = numbers["S"] * (2 if rounding == _ROUND_AWAY else 1)
-        inherits = (0,) if op == _OP_RELU else ()
-        if not imported:
-            self.count_work(2 * k * n)
-        else:
-            inherits = self.check_imported(fields, numbers)
+            roundings = 1 << _ROUND_SINGLE | 1 << _ROUND_AWAY
+        elif op in (_OP_CONV, _OP_CONV_TRAINED):
+            roundings = 1 << _ROUND_SINGLE | 1 << _ROUND_DOUBLE | 1 << _ROUND_AWAY
+        elif "S" in uses or op in (_OP_MEAN, _OP_ADD, _OP_MUL):
+            roundings = 1 << _ROUND_DOUBLE
+        need(roundings >> rounding & 1, "rounding %d is not supported here" % rounding)
+        need(act_min <= act_max, "its activation range is empty")
+        forward = op <= _OP_RELU or _OP_CONV <= op < _OP_MASK
+        need(self.kind == _KIND_TRAIN or forward, "it trains, in a program that must not")
+        passes = "T" in uses
+        inside = _STATE_BYTES <= gain < self.gains_end and gain % 2 == 0
+        need(inside if passes else not gain, "gain %d lies outside the gains" % gain)
+        trained = "w" in uses and (extra or not passes)
+        frozen = _DTYPE_UINT8 if op == _OP_CONV else _DTYPE_INT8 if op == _OP_DEPTHWISE else 0
+        need(dtype in (_DTYPE_INT8, _DTYPE_INT16) if trained else dtype == frozen, "weights of dtype %d" % dtype)
+        wide = trained and dtype == _DTYPE_INT16
+        need(fraction <= (7 if wide else 0), "%d fraction bits" % fraction)
+        numbers, inherits = self.check_shape(fields, update, _WEIGHT_MAX >> fraction if wide else 128)
         used = 0
         self.spans = []
-        for index, unit, number, written in _OPERANDS[op]:
-            if index == 4 and op == _OP_DENSE_BACK and not flags & _FLAG_MASK:
+        for use in uses.split():
+            index, unit, number = int(use[0]), use[1], use[2]
+            count = numbers[number] if number in numbers else int(number)
+            if not count and number in "FT":
                 continue
             used |= 1 << index
-            count = numbers[number] if isinstance(number, str) else number
-            self.check_use(index, operands[index], unit, count, written, wide, fraction)
+            size = 1
+            if unit == "w":
+                size = 2 if wide else 1
+            elif unit == "g":
+                size = 1 if flags & (_FLAG_NARROW_IN if index == 1 else _FLAG_NARROW_OUT) else 2
+            elif unit in "24":
+                size = int(unit)
+            written = 2 * (index == 2) if update else index == 1
+            self.check_use(index, fields[6 + index], unit, size, count, written, fraction)
         self.check_overlap(inherits)
-        if self.kind == _KIND_FORWARD:
-            low, high = 0x0FFFFFFF, 0
-            for start, end, _, _ in self.spans:
-                if start >> 28 == _BUF_FROZEN:
-                    low, high = min(low, start & 0x0FFFFFFF), max(high, end & 0x0FFFFFFF)
-            # from a multiple of 4 on, as the buffer it stands for
-            self.windows[2 * self.record], self.windows[2 * self.record + 1] = min(low, high) // 4 * 4, high
+        low, high = 0x0FFFFFFF, 0
+        for start, end, _, _ in self.spans:
+            if start >> 28 == _BUF_FROZEN:
+                low, high = min(low, start & 0x0FFFFFFF), max(high, end & 0x0FFFFFFF)
+        # from a multiple of 4 on, as the buffer it stands for
+        self.windows[-1][2 * self.record], self.windows[-1][2 * self.record + 1] = min(low, high) // 4 * 4, high
         for index in range(6):
-            self.need(used >> index & 1 or operands[index] == _OPERAND_NONE, "operand %d has no meaning here" % index)
+            unused = fields[6 + index] == _OPERAND_NONE
+            need(used >> index & 1 or unused, "operand %d has no meaning here" % index)
 
-    def check_imported(self, fields, numbers):
-        # Dimensions, work and scratch of an imported operator; returns the operands in whose place it may write.
-        op = fields[0]
+    def check_shape(self, fields, update, largest):
+        # Dimensions, sums, scratch and work of a record whose weights are at most `largest`. Returns the numbers of
+        # _OPERANDS and the operands in whose place it may write.
+        need = self.need
+        op, _, flags, rounding = fields[:4]
         in_h, in_w, k, out_h, out_w, n, kernel_h, kernel_w, stride_h, stride_w, top, left = fields[12:24]
-        extra = fields[32]
-        self.need(in_h and in_w and k and out_h and out_w and n, "one of its dimensions is 0")
-        same = fields[12:15] == fields[15:18]
-        window = op <= _OP_MAX_POOL
-        if window:
-            self.need(kernel_h and kernel_w and stride_h and stride_w, "its kernel or stride is 0")
-            for size, out, kernel, stride, pad in (
-                (in_h, out_h, kernel_h, stride_h, top),
-                (in_w, out_w, kernel_w, stride_w, left),
-            ):
-                self.need(pad < kernel and (out - 1) * stride - pad < size, "its kernel leaves the image")
+        mantissa, extra = fields[30], fields[32]
+        image = op >= _OP_CONV
+        full = op in (
+            _OP_DENSE,
+            _OP_DENSE_BACK,
+            _OP_UPDATE_WEIGHT,
+            _OP_CONV,
+            _OP_CONV_TRAINED,
+            _OP_CONV_BACK,
+            _OP_UPDATE_CONV,
+        )
+        depthwise = op in (_OP_DEPTHWISE, _OP_DEPTHWISE_TRAINED, _OP_DEPTHWISE_BACK, _OP_UPDATE_DEPTHWISE)
+        unpool = op in (_OP_AVERAGE_BACK, _OP_MAX_BACK)
+        pool = unpool or op in (_OP_AVERAGE_POOL, _OP_MAX_POOL)
+        cells, places = in_h * in_w, out_h * out_w
+        # Of a window: its cells; how many windows meet in a cell; how many cells lie inside at least.
+        area = meet = least = 1
+        if not image:
+            fault = in_h or in_w or any(fields[18:24])
+            if op != _OP_UPDATE_BIAS:
+                fault = fault or out_h or out_w
+                places = 1
+            need(not fault, "dimensions that it does not have are set")
+            cells = 1
         else:
-            self.need(not any(fields[18:22]), "it has a kernel and no use for one")
-            self.need(op == _OP_PAD or not (top or left), "it has padding and no use for any")
-        taps = kernel_h * kernel_w * (k if op == _OP_CONV else 1) if window else 1
-        self.count_work(max(numbers["X"], numbers["Y"] * (taps + 3)))
-        dtype = {_OP_CONV: _DTYPE_UINT8, _OP_DEPTHWISE: _DTYPE_INT8}.get(op, 0)
-        self.need(fields[28] == dtype, "weights of dtype %d" % fields[28])
-        scratch = 0
+            need(cells and k and places and n, "one of its dimensions is 0")
+            if full or depthwise or pool:
+                need(kernel_h and kernel_w and stride_h and stride_w, "its kernel or stride is 0")
+                for size, out, kernel, stride, pad in (
+                    (in_h, out_h, kernel_h, stride_h, top),
+                    (in_w, out_w, kernel_w, stride_w, left),
+                ):
+                    last = (out - 1) * stride - pad
+                    need(pad < kernel and last < size, "its kernel leaves the image")
+                    area *= kernel
+                    meet *= min(out, (kernel + stride - 1) // stride)
+                    # None has fewer inside than the first or the last.
+                    begin = max(last, 0)
+                    least *= min(kernel - pad, size, last + kernel - begin, size - begin)
+            else:
+                need(not any(fields[18:22]), "it has a kernel and no use for one")
+                need(op in (_OP_PAD, _OP_CROP) or not (top or left), "it has padding and no use for any")
+        need(not depthwise or n % k == 0, "%d channels out of %d" % (n, k))
+        need(not pool or k == n, "it changes the number of channels")
+        taps = area * k if full else area
+        row = (taps + 3) // 4 * 4 if full else taps
+        x, y = cells * k, places * n
+        scales = 1 if flags & _FLAG_ONE_SCALE else n
+        bits = x if op == _OP_RELU_BACK and not flags & _FLAG_BITS else (x + 7) // 8
+        multipliers = scales * 2 if rounding == _ROUND_AWAY else scales
+        numbers = {"X": x, "N": n, "W": n * taps, "F": n * row, "E": extra, "S": scales, "M": multipliers}
+        numbers["B"], numbers["V"] = bits, 256
+        work = max(x, y * (taps + 3))
+        scratch = peak = 0  # peak: the largest sum
+        most = _NARROW_MAX if flags & _FLAG_NARROW_OUT else _MANTISSA_MAX
+        alike = (flags & _FLAG_NARROW_OUT) * 2 == flags & _FLAG_NARROW_IN
+        same = fields[12:15] == fields[15:18]
+        point = kernel_h * kernel_w * stride_h * stride_w == 1 and not (top or left)
+        point = point and (in_h, in_w) == (out_h, out_w)
         inherits = ()
-        if op == _OP_CONV:
-            row = (taps + 3) // 4 * 4
-            numbers["W"] = n * row
+        if op in (_OP_SOFTMAX_CE, _OP_MSE, _OP_HINGE):
+            # The other two are numbered alike.
+            loss = _LOSS_HINGE if op == _OP_HINGE else op - _OP_SOFTMAX_CE + _LOSS_SOFTMAX_CE
+            need(self.loss == loss, "it is not the plan's loss")
+            need(n <= _CLASSES_MAX and n == self.output_bytes, "%d outputs" % n)
+            need(op != _OP_HINGE or (n > 1 and 0 < extra < 65536), "%d outputs, margin %d" % (n, extra))
+        elif op == _OP_RELU:
+            inherits = (0,)
+        elif "T" in _OPERANDS[op]:
+            need(extra <= n and (full or extra in (0, n)), "%d trained channels of %d" % (extra, n))
+            numbers["F"], numbers["T"] = (n - extra) * row, extra * taps
+            peak = most * meet * (128 * (n - extra) + largest * extra)
+            if not image:
+                scratch = 2 * n
+            elif full:
+                scratch = 16 * (n + k)
+                work += cells * area * n
+                if alike and point and k <= n:
+                    inherits = (0,)
+            else:
+                peak //= k
+                # A plane of sums with its margin, and one of gradients, with that margin where both strides are 1.
+                high, wide = (out_h - 1) * stride_h + kernel_h, (out_w - 1) * stride_w + kernel_w
+                pitch = wide if stride_h * stride_w == 1 else out_w
+                scratch = 4 * (high * wide + (out_h - 1) * pitch + out_w)
+                work += high * wide * area * n
+                if alike and same and stride_h * stride_w == 1:
+                    inherits = (0,)
+        elif update:
+            whole, band = extra & 0xFFFF, extra >> 16
+            first = 0
+            peak = most * places
+            if op == _OP_UPDATE_BIAS:
+                first = k
+            else:
+                peak *= 255
+            need(1024 <= mantissa <= 2047, "scale mantissa %d" % mantissa)
+            need(first + n <= whole and (n == whole or not depthwise), "%d of %d channels" % (n, whole))
+            if op == _OP_UPDATE_CONV:
+                scratch = 16 * (band * out_w if band == out_h else band * out_w + taps)
+            need(0 < band <= out_h if scratch else not band, "%d rows at a time" % band)
+            y = places * whole
+        elif op == _OP_CONV:
+            whole = mantissa or n
             chunk, block = extra & 0xFFFF, extra >> 16
-            self.need(taps << 14 <= 1 << 30, "%d inputs could overflow the accumulator" % taps)
-            self.need(0 < chunk <= row and chunk % 4 == 0 and 0 < block <= n, "%d and %d at a time" % (chunk, block))
-            self.need(block == n or chunk == row, "it cuts both taps and channels")
-            one = out_h * out_w == 1
-            scratch = (1 if one else 2) * (2 * chunk + 4 * block)
+            peak = taps << 15
+            need(0 < chunk <= row and chunk % 4 == 0 and 0 < block <= n, "%d and %d at a time" % (chunk, block))
+            need(block == n or chunk == row, "it cuts both taps and channels")
+            need(n <= whole, "%d of %d channels" % (n, whole))
+            scratch = (1 if places == 1 else 2) * (2 * chunk + 4 * block)
             # The kernel's rows are walked anew for every chunk.
-            self.count_work(out_h * out_w * kernel_h * (row // chunk + 1))
-            point = kernel_h * kernel_w * stride_h * stride_w == 1 and not (top or left)
-            if one or (point and n <= k and (in_h, in_w) == (out_h, out_w)):
+            work += places * kernel_h * (row // chunk + 1)
+            y = (places - 1) * whole + n
+            if n == whole and (places == 1 or (point and n <= k)):
                 inherits = (0,)
         elif op == _OP_DEPTHWISE:
-            numbers["W"] = n * taps
-            self.need(n % k == 0, "%d channels out of %d" % (n, k))
-            self.need(extra >= 2 and extra % 2 == 0 and extra < 65536, "%d rows at a time" % extra)
+            need(extra >= 2 and extra % 2 == 0 and extra < 65536, "%d rows at a time" % extra)
             lines = (extra // 2 - 1) * stride_h + max(kernel_h, stride_h)
             width = (out_w - 1) * stride_w + kernel_w
             scratch = 4 * (lines * width + extra * out_w + taps)
+            need(not mantissa, "parameters that it does not have are set")
             # Every channel gathers its bands.
-            self.count_work(n * (out_h // extra + 1) * 2 * lines * width)
+            work += n * (out_h // extra + 1) * 2 * lines * width
             if same and extra >= out_h:
                 inherits = (0,)
-        elif window:
-            self.need(k == n, "it changes the number of channels")
+        elif full or depthwise:
+            # the ones whose weights are trained
+            peak = 2 * taps * 255 * largest
+            if op == _OP_CONV_TRAINED:
+                need(0 < extra <= taps and n <= mantissa, "%d taps at a time, %d channels" % (extra, mantissa))
+                scratch = 16 * (extra if extra == taps else extra + n)
+                work += places * area * (taps // extra + 1)
+                y = places * mantissa
+            elif image:
+                need(not (extra or mantissa), "parameters that it does not have are set")
+        elif unpool:
+            need(extra <= (30 if op == _OP_AVERAGE_BACK else 0) and mantissa <= 30, "shifts %d, %d" % (extra, mantissa))
+            peak = most * meet * ((1 << extra) // least + 1)
+            # Every cell looks through the windows that hold it, for the largest cell by cell.
+            work += x * meet * (1 if op == _OP_AVERAGE_BACK else area)
         elif op == _OP_MEAN:
-            self.need((out_h, out_w, n) == (1, 1, k), "its output is no vector of channels")
-            self.need(in_h * in_w <= 1 << 22, "%d inputs could overflow the accumulator" % (in_h * in_w))
+            need((out_h, out_w, n) == (1, 1, k), "its output is no vector of channels")
+            peak = cells << 9
         elif op == _OP_PAD:
-            self.need(top + in_h <= out_h and left + in_w <= out_w and extra + k <= n, "its input does not fit")
+            need(top + in_h <= out_h and left + in_w <= out_w and extra + k <= n, "its input does not fit")
         elif op == _OP_COPY:
-            self.need(in_h == out_h and extra + in_w * k <= out_w * n, "its input does not fit")
-        else:
-            self.need(same, "its input and output differ in shape")
+            need(in_h == out_h and extra + in_w * k <= out_w * n, "its input does not fit")
+        elif op == _OP_CROP:
+            end = ((in_h - 1 + top) * out_w + in_w - 1 + left) * n + extra + k
+            need(end <= y, "its output does not fit")
+        elif not pool:
+            need(same, "its input and output differ in shape")
             inherits = (0,)
             if op == _OP_SOFTMAX:
-                self.need(k < _CLASSES_MAX and 0 < extra <= 256, "%d classes, %d exponentials" % (k, extra))
-            elif op != _OP_TABLE:
-                self.need(extra > 0 and numbers["X"] % extra == 0, "%d numbers do not repeat evenly" % extra)
-                inherits = (0, 2) if extra == numbers["X"] else (0,)
+                need(k < _CLASSES_MAX and 0 < extra <= 256, "%d classes, %d exponentials" % (k, extra))
+            elif op in (_OP_ADD, _OP_MUL, _OP_SCALE_BACK):
+                need(extra > 0 and x % extra == 0, "%d numbers do not repeat evenly" % extra)
+                if op != _OP_SCALE_BACK and extra == x:
+                    inherits = (0, 2)
                 scratch = 4 * _ADD_BLOCK if op == _OP_ADD else 0
-        self.need(self.sizes[_BUF_SCRATCH] >= scratch, "it needs %d bytes of scratch" % scratch)
-        return inherits
-
-    def count_work(self, products):
-        self.products += products
-        self.need(self.products <= _PRODUCTS_MAX, "the program is too much work")
+            elif op != _OP_TABLE:
+                need(extra == 0, "parameters that it does not have are set")
+                inherits = (0, 4) if op == _OP_SUM else (0,) if op == _OP_RELU_BACK else ()
+        widens = op == _OP_CROP and not flags & _FLAG_NARROW_IN
+        need(alike or widens or op < _OP_SCALE_BACK, "its gradients are not alike")
+        need(peak <= 1 << 31, "its sums could overflow the accumulator")
+        need(self.sizes[_BUF_SCRATCH] >= scratch, "it needs %d bytes of scratch" % scratch)
+        self.products += work
+        need(self.products <= _PRODUCTS_MAX, "the program is too much work")
+        numbers["Y"] = y
+        return numbers, inherits
 
     def check_overlap(self, inherits):
         # What a record writes lies apart from all that it reads, or takes the whole place of what it may replace.
@@ -389,33 +505,34 @@ class _Verifier:
                 if written and not other_written and start < other_end and other < end:
                     self.need(index in inherits and start == other, "it writes over what it reads")
 
-    def check_use(self, index, operand, unit, count, written, wide, fraction):
-        buf = operand >> 28
+    def check_use(self, index, operand, unit, step, count, written, fraction):
+        # step: bytes of an element; written: 1 to the arena, 2 to what is trainable
         if unit == "t":
             self.need(operand == _BUF_TARGET << 28, "its target does not lie in the target buffer")
             return
+        buf, size = operand >> 28, step * count
+        align = step
         if unit == "g":
             self.need(buf == _BUF_ARENA and count > 0, "a gradient must lie in the arena")
-            self.check_operand(operand, 2, _GRADIENT_HEADER + 2 * count)
-            self.spans.append((operand, operand + _GRADIENT_HEADER + 2 * count, written, index))
-            return
-        size = (2 if wide else 1) if unit == "w" else 1 if unit == "a" else int(unit)
-        self.check_operand(operand, size, size * count)
-        aligned = operand % 4 == 0 and buf != _BUF_INPUT
-        self.need(unit != "a" or aligned, "its weights do not start at a multiple of 4")
-        self.spans.append((operand, operand + size * count, written, index))
+            align = 2
+            size += _GRADIENT_HEADER
+        elif unit == "a":
+            align = 4
+        self.check_operand(operand, align, size)
+        self.need(unit not in "af" or buf == _BUF_FROZEN, "its weights are not frozen")
+        self.spans.append((operand, operand + size, written, index))
         self.need(written != 1 or buf == _BUF_ARENA, "it writes outside the arena")
         self.need(written != 2 or buf == _BUF_TRAIN, "it updates what is not trainable")
         if buf == _BUF_TRAIN:
             entry = self.trainable.get(operand & 0x0FFFFFFF)
-            dtype = _DTYPE_INT32 if size == 4 else _DTYPE_INT16 if size == 2 else _DTYPE_INT8
+            dtype = _DTYPE_INT32 if step == 4 else step  # 1 and 2 are numbered as they are wide
             wanted = (dtype, fraction if unit == "w" else 0, count)
             self.need(entry == wanted, "it does not match a trainable tensor")
 
 
 def verify(plan, sections):
     # sections: IO, TENSORS, CUTS, bytes of FROZEN, TRAIN, STATE. Raises ValueError naming the plan, the place and the
-    # fault. Returns what each record of the forward program needs of FROZEN: from, to, from, to, ...
+    # fault. Returns what each record of each program needs of FROZEN: from, to, from, to, ...
     v = _Verifier(plan, sections)
     v.check_io()
     v.check_state()
@@ -426,6 +543,6 @@ def verify(plan, sections):
         kinds.append(v.kind)
     v.where = "programs"
     v.need(kinds.count(_KIND_FORWARD) == 1, "one forward program is expected")
-    v.need(kinds.count(_KIND_TRAIN) <= 1, "more than one training program is not supported yet")
+    v.need(len(kinds) <= 256, "more than 255 training programs")
     v.check_cuts(plan.programs)
     return v.windows

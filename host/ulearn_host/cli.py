@@ -13,12 +13,16 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ulearn_host import display, report
-from ulearn_host.compiler import SCHEMES, Options, Plan, Scheme, WeightType
+from ulearn_host import display, placement, report
+from ulearn_host.budget import PLACES, Place, bytes_of
+from ulearn_host.compiler import GradientType, Options, Plan, compile_plan
 from ulearn_host.emulate import EmulatorError
 from ulearn_host.errors import UserError
 from ulearn_host.network import Loss, Network
+from ulearn_host.parameters import WeightType
+from ulearn_host.preparation import Budget, Found, Tuned
 from ulearn_host.quantise import quantise
+from ulearn_host.schemes import SCHEMES, Scheme
 
 app = typer.Typer(
     help="On-device learning for MicroPython: prepare a pretrained network, put it on boards, let them learn.",
@@ -39,10 +43,15 @@ Rate = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Of the order of samples and of stochastic rounding.")]
 
+_TRAINING = "What trains on the board"
+_SEARCH = "What trains, within a RAM budget"
+
 
 @app.command(
     epilog="Examples:  ulearn prepare kws.tflite   |   ulearn prepare cnn.onnx --calibration samples.npz   |   "
-    "ulearn prepare digits.joblib --calibration samples.npz --scheme last+bias"
+    "ulearn prepare digits.joblib --calibration samples.npz --scheme last+bias   |   "
+    "ulearn prepare kws.tflite --calibration samples.npz --ram 96k   |   "
+    'ulearn prepare kws.tflite --layers "conv_5=32+bias,dense_1=all+bias"'
 )
 def prepare(
     model: Annotated[
@@ -51,78 +60,284 @@ def prepare(
     ],
     calibration: Annotated[
         Path | None,
-        typer.Option(help="npz with x (and y, to calibrate the training as well); a float model needs it."),
+        typer.Option(
+            metavar="NPZ",
+            help="x in real units; y, to calibrate training and measure its learning rate; group, whose a sample is, "
+            "e.g. a speaker. A float model needs x, --ram x and y.",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write the plan; default: MODEL.ulm.")
+        Path | None, typer.Option("--out", "-o", metavar="PLAN", help="Where to write the plan; default: MODEL.ulm.")
     ] = None,
-    scheme: Annotated[
-        str | None,
-        typer.Option(help=f"What trains on the board: {', '.join(SCHEMES)}; default: the most that can."),
-    ] = None,
-    weights: Annotated[str, typer.Option(help="How trainable weights are kept: int16, or int8 (less RAM).")] = "int16",
     loss: Annotated[
         str | None,
-        typer.Option(help="softmax_ce or mse; an npz is taken for a classifier, so is what ends in a softmax."),
+        typer.Option(
+            metavar="NAME",
+            help="softmax_ce, mse or hinge; an npz is taken for a classifier, so is what ends in a softmax.",
+        ),
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="Names of the classes, with commas between them.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Names of the classes, with commas between them.")
+    ] = None,
+    as_json: Json = False,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"{', '.join(SCHEMES)}; default: last, or last+bias where every layer is dense. sparse: layers that "
+            "--layers names or --ram finds.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHOICE",
+            help='Which layers: so many output channels (the last ones) or all, +bias; or bias alone. E.g. "conv_5=32'
+            '+bias,dense_1=all+bias".',
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Trainable weights: int16, or int8 (less RAM).", rich_help_panel=_TRAINING),
+    ] = None,
+    gradients: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="Gradients: int16, or int8 (less RAM).", rich_help_panel=_TRAINING),
+    ] = None,
+    layerwise: Annotated[
+        bool,
+        typer.Option(
+            "--layerwise",
+            help="A training program for each layer, taken in turn: less RAM.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--learning-rate",
+            "--lr",
+            min=1e-8,
+            max=1e5,
+            metavar="RATE",
+            help="Of the first epoch; default: measured on the samples.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Whether to measure the learning rate where it is not given.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = True,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="Search what to train within so much heap, e.g. 96k (k: 1024): MicroPython, code, plan, weights, "
+            "arena, samples kept. Takes minutes; a stopped search goes on where it was.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    buffer: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="N",
+            help="Samples that the board keeps; default: 22.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    place: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Where frozen weights lie: ram, stream (read from the plan's file), in-place (ROMFS); default: the "
+            "better of ram and stream.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Measure anew what was measured before.", rich_help_panel=_SEARCH)
+    ] = False,
 ) -> None:
     """Turn a trained network into a plan (.ulm) that a board can run and train."""
-    from ulearn_host import importers
-    from ulearn_host import prepare as preparation
+    from ulearn_host import importers, preparation
+    from ulearn_host import prepare as making
+    from ulearn_host.simulate import Samples
 
-    if scheme is not None:
-        _one_of("scheme", scheme, SCHEMES)
-    _one_of("weights", weights, get_args(WeightType))
-    if loss is not None:
-        _one_of("loss", loss, ("softmax_ce", "mse"))
+    for name, value, allowed in (
+        *(("scheme", scheme, SCHEMES), ("weights", weights, get_args(WeightType))),
+        *(("gradients", gradients, get_args(GradientType)), ("loss", loss, get_args(Loss)[1:])),
+        ("place", place, PLACES),
+    ):
+        if value is not None:
+            _one_of(name, value, allowed)
+    budget = _budget(ram, buffer, place, weights, gradients, learning_rate)
+    _fitting(budget, scheme, layers, {"buffer": buffer is not None, "place": place is not None, "restart": restart})
     names = tuple(name.strip() for name in labels.split(",")) if labels else ()
     path = out or model.with_suffix(".ulm")
     if path.resolve() in [p.resolve() for p in (model, calibration) if p]:
         raise UserError(f"{path}: would overwrite what it is made from; name another file with --out")
     x, y = importers.load_samples(calibration) if calibration else (None, None)
+    if budget and y is None:
+        raise UserError(
+            "--ram tries out what to train, on samples with labels; give an npz of x and y by --calibration"
+        )
+    group = importers.load_groups(calibration, len(x)) if calibration and x is not None else None
+    said: list[str] = []  # notes
+    found, tuned = None, Tuned(learning_rate, "scheme" if learning_rate is None else "given")
     with display.steps() as steps:
-        if model.suffix in importers.GRAPHS:
-            network, codes = importers.quantised(model, x, steps.bar(f"reading {model.name}"))
-        else:
-            layers, found, known = importers.load_model(model)
-            if x is None:
-                raise UserError(f"{model}: a float network needs samples to be quantised; name them with --calibration")
-            x = x.reshape(len(x), -1)
-            network = quantise(layers, x, loss_of(loss, found), known, source=model.name)
-            codes = network.input.codes(x)
-        network = replace(network, loss=loss_of(loss, network.loss), labels=names or network.labels)
+        network, codes = _network(model, x, loss, steps)
+        network = replace(network, labels=names or network.labels)
         if names and len(names) != network.output.size:
             raise UserError(f"--labels has {len(names)} names, the network has {network.output.size} outputs")
-        options = Options(
-            cast(Scheme, scheme) if scheme else preparation.best_scheme(network), cast(WeightType, weights)
-        )
         targets = None if y is None else _targets(calibration, y, network)
-        tick = steps.counter(f"preparing {model.name}", 2 if targets is not None and options.scheme != "none" else 1)
-        plan = preparation.from_network(network, codes, targets, options=options, progress=lambda step: tick())
-    preparation.write(plan, path)
+        options = Options(
+            cast(Scheme, "sparse" if budget or layers else scheme or making.best_scheme(network)),
+            cast(WeightType, weights or "int16"),
+            selection=preparation.named_layers(network, layers) if layers else None,
+            gradients=cast(GradientType, gradients or "int16"),
+            layerwise=layerwise,
+        )
+        samples = None if targets is None or codes is None else Samples(codes.reshape(len(codes), -1), targets, group)
+        if budget:
+            if samples is None:
+                raise UserError(f"{model}: it has no loss to train with; name one with --loss {_LOSSES}")
+            cache = path.with_name(path.name + ".search.jsonl")
+            if restart:
+                cache.unlink(missing_ok=True)
+            display.errors.print(_kept(cache), markup=False, soft_wrap=True)
+            found = preparation.searched(network, samples, budget, options, cache, steps)
+            options, rate = found.choice.options(options), found.choice.learning_rate
+            tuned = Tuned(rate, "measured" if learning_rate is None else "given")
+        elif tune and learning_rate is None and samples is not None and options.scheme != "none":
+            tick = steps.bar("measuring the learning rate")
+            tuned = preparation.tune(network, samples, options, compile_plan(network, options), tick)
+            said += [tuned.note] if tuned.note else []
+        tick_off = steps.counter(
+            f"preparing {model.name}", 2 if samples is not None and options.scheme != "none" else 1
+        )
+        plan = making.from_network(
+            network, codes, targets, options=options, learning_rate=tuned.rate, progress=lambda step: tick_off()
+        )
+    making.write(plan, path)
     read = report.read(path)
+    said += network.notes
+    if options.scheme == "none" and scheme is None:
+        why = "its last layer cannot be trained yet"
+        if network.loss == "none":
+            why = f"it has no loss; name one with --loss {_LOSSES}"
+        said.append(f"nothing will train, since {why}")
+    elif targets is None and options.scheme != "none":
+        said.append("no samples with y were given (--calibration): the board calibrates training in its first 16 steps")
+    if found:
+        said.append(f"code is counted as measured on {placement.DEFAULT} (RP2040); elsewhere it differs by some KB")
+    if as_json:
+        print(json.dumps(_prepared(plan, read, tuned, said, found)))
+        return
+    if found:
+        preparation.show(network, found)
+        for line in preparation.expectation(found):
+            display.console.print(line, markup=False, soft_wrap=True)
+    if plan.options.scheme != "none":
+        display.console.print(preparation.rate_sentence(making.rate_of(plan), tuned), markup=False, soft_wrap=True)
     display.console.print(
         f"{path}: {len(plan.data):,} bytes, {read.ram_bytes:,} bytes of RAM on a 32-bit board; trains {_trains(plan)}",
         soft_wrap=True,
     )
-    for note in network.notes:
-        display.console.print(f"note: {note}", soft_wrap=True)
-    if options.scheme == "none" and scheme is None:
-        why = "its last layer cannot be trained yet"
-        if network.loss == "none":
-            why = "it has no loss; name one with --loss softmax_ce or --loss mse"
-        display.console.print(f"note: nothing will train, since {why}", soft_wrap=True)
-    elif targets is None and options.scheme != "none":
-        display.console.print(
-            "note: no samples with y were given (--calibration): the board calibrates training in its first 16 steps",
-            soft_wrap=True,
-        )
+    if found:
+        display.console.print(preparation.advice(found.choice, path), markup=False, soft_wrap=True)
+    for note in said:
+        display.console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+_LOSSES = "softmax_ce, mse or hinge"
+
+
+def _budget(
+    ram: str | None,
+    buffer: int | None,
+    place: str | None,
+    weights: str | None,
+    gradients: str | None,
+    rate: float | None,
+) -> Budget | None:
+    """What --ram and the options beside it ask for."""
+    if ram is None:
+        return None
+    size = bytes_of(ram)
+    kinds = cast(WeightType | None, weights), cast(GradientType | None, gradients)
+    return Budget(size, 22 if buffer is None else buffer, cast(Place | None, place), *kinds, rate)
+
+
+def _fitting(budget: Budget | None, scheme: str | None, layers: str | None, given: dict[str, bool]) -> None:
+    """Refuse options that say two things, or nothing."""
+    if budget is None:
+        for name, is_given in given.items():
+            if is_given:
+                raise UserError(f"--{name} belongs to a search; name the board's heap, e.g. --ram 96k")
+    elif layers:
+        raise UserError("--layers says what trains, and --ram would search it; give one of the two")
+    elif scheme not in (None, "sparse"):
+        raise UserError(f"--ram searches what trains, which --scheme {scheme} says already; give one of the two")
+    if layers and scheme not in (None, "sparse"):
+        raise UserError(f"--layers says what trains, and so does --scheme {scheme}; give one of the two")
+    if scheme == "sparse" and not (budget or layers):
+        raise UserError("--scheme sparse needs to know what trains: --ram 96k searches it, --layers names it")
+
+
+def _network(
+    model: Path, x: NDArray[Any] | None, loss: str | None, steps: display.Steps
+) -> tuple[Network, NDArray[np.int8] | None]:
+    """The network in a file, quantised, and the samples as codes of its input."""
+    from ulearn_host import importers
+
+    if model.suffix in importers.GRAPHS:
+        network, codes = importers.quantised(model, x, steps.bar(f"reading {model.name}"))
+        return replace(network, loss=loss_of(loss, network.loss)), codes
+    layers, found, known = importers.load_model(model)
+    if x is None:
+        raise UserError(f"{model}: a float network needs samples to be quantised; name them with --calibration")
+    x = x.reshape(len(x), -1)
+    network = quantise(layers, x, loss_of(loss, found), known, source=model.name)
+    return network, network.input.codes(x)
+
+
+def _kept(cache: Path) -> str:
+    if cache.exists():
+        return f"{cache} has what an earlier search measured, and is gone on with (--restart begins anew)"
+    return f"what is measured is kept in {cache}: a stopped search goes on from there"
+
+
+def _prepared(plan: Plan, read: report.Report, tuned: Tuned, said: list[str], found: Found | None) -> dict[str, Any]:
+    """For `--json`."""
+    from ulearn_host.prepare import rate_of
+
+    return {
+        "plan": read.path,
+        "flash_bytes": len(plan.data),
+        "ram_bytes": read.ram_bytes,
+        "scheme": plan.options.scheme,
+        "weights": plan.options.weights,
+        "gradients": plan.options.gradients,
+        "layerwise": plan.options.layerwise,
+        "trains": [tensor.name for tensor in plan.tensors],
+        "learning_rate": rate_of(plan),
+        "tuning": vars(tuned),
+        "notes": said,
+        "search": found.as_json() if found else None,
+    }
 
 
 def loss_of(named: str | None, found: Loss) -> Loss:
     """The loss that the user named, else the one that was found."""
-    return found if named is None else "mse" if named == "mse" else "softmax_ce"
+    return found if named is None else cast(Loss, named)
 
 
 def _trains(plan: Plan) -> str:

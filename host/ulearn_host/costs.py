@@ -40,6 +40,7 @@ class Record:
     pad: tuple[int, int]
     dtype: int
     extra: int
+    channels: int = 0  # of the image of which it writes some; 0: all of them
 
     @property
     def positions(self) -> int:
@@ -57,7 +58,8 @@ def records_of(program: bytes) -> list[Record]:
     records = []
     for at in range(n.PROGRAM_BYTES, len(program), n.RECORD_BYTES):
         f = RECORD.unpack_from(program, at)
-        records.append(Record(f[0], f[2], f[12:15], f[15:18], f[18:20], f[20:22], f[22:24], f[28], f[32]))
+        channels = f[30] if f[0] in (n.OP_CONV, n.OP_CONV_TRAINED) else 0
+        records.append(Record(f[0], f[2], f[12:15], f[15:18], f[18:20], f[20:22], f[22:24], f[28], f[32], channels))
     return records
 
 
@@ -65,9 +67,9 @@ def macs(records: list[Record]) -> int:
     """Multiply-accumulates of convolutions and dense layers, with those that meet the padding, as is usual."""
     total = 0
     for r in records:
-        if r.op == n.OP_CONV:
+        if r.op in (n.OP_CONV, n.OP_CONV_TRAINED, n.OP_CONV_BACK, n.OP_UPDATE_CONV):
             total += r.positions * r.outputs[2] * r.kernel[0] * r.kernel[1] * r.inputs[2]
-        elif r.op == n.OP_DEPTHWISE:
+        elif r.op in (n.OP_DEPTHWISE, n.OP_DEPTHWISE_TRAINED, n.OP_DEPTHWISE_BACK, n.OP_UPDATE_DEPTHWISE):
             total += r.positions * r.outputs[2] * r.kernel[0] * r.kernel[1]
         elif r.op in (n.OP_DENSE, n.OP_DENSE_BACK, n.OP_UPDATE_WEIGHT):
             total += r.inputs[2] * r.outputs[2]
@@ -178,7 +180,7 @@ def counts(r: Record, architecture: str) -> tuple[str, Counts]:
     """A record's kind and what its cost is linear in. The kind is empty where nothing is known of it."""
     channels = r.outputs[2]
     kind, result = "", Counts()
-    if r.op == n.OP_CONV:
+    if r.op == n.OP_CONV and r.channels in (0, channels):  # what leaves gaps in its output was not measured
         kind = "conv single" if r.positions == 1 else "conv pointwise" if r.kernel == (1, 1) else "conv"
         if r.positions == 1 and r.kernel != (1, 1):
             kind = "conv whole"

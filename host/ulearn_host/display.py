@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+_BESIDES_TERMINALS = str.maketrans({"×": "x", "→": ">", "←": "<", "–": "-", "▕": "|", "▏": "|", "…": "~", "±": "+-"})
 
 
 class Steps:
@@ -57,6 +60,41 @@ def table(title: str, columns: list[str], rows: list[list[str]], numeric: int = 
     for row in rows:
         result.add_row(*row)
     console.print(result)
+
+
+def plain_table(
+    title: str, columns: list[str], rows: list[list[str]], numeric: Sequence[int], wrapped: Mapping[str, int | None]
+) -> None:
+    """A table without frames. numeric: columns that are right-aligned; wrapped: those that may go on in the next line,
+    with their most letters."""
+    text(f"[bold]{escape(title)}[/bold]")
+    frame = box.SIMPLE_HEAD if unicode() else box.ASCII
+    result = Table(box=frame, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for i, column in enumerate(columns):
+        justify: JustifyMethod = "right" if i in numeric else "left"
+        free = column in wrapped
+        result.add_column(plain(column), justify=justify, no_wrap=not free, max_width=wrapped.get(column))
+    for row in rows:
+        result.add_row(*(plain(cell) for cell in row))
+    console.print(result)
+    console.print()
+
+
+def text(line: str) -> None:
+    """A line with markup."""
+    console.print(plain(line), soft_wrap=True)
+
+
+def unicode() -> bool:
+    """Whether the output can hold it."""
+    return console.encoding.lower().startswith("utf")
+
+
+def plain(line: str) -> str:
+    """Text that the output's encoding can hold."""
+    if unicode():
+        return line
+    return line.translate(_BESIDES_TERMINALS).encode("ascii", "replace").decode()
 
 
 def percent(share: float) -> str:

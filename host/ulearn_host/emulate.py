@@ -63,15 +63,18 @@ def find_micropython(user_module: bool = False) -> Path:
     raise EmulatorError("no MicroPython: run `make setup`, or name one in ULEARN_MICROPYTHON")
 
 
-def find_native(arch: str, assembler: bool = True) -> Path:
-    """Return the native module of the kernels for `arch` ("x64", "armv6m", "armv7m").
+NATIVE_MODULES = ("ulab_kernels", "ulab_training")
 
-    Without `assembler`, the one of the same kernels all in C, ulab_kernels_c, which is built for armv6m only.
+
+def find_native(arch: str, assembler: bool = True, module: str = "ulab_kernels") -> Path:
+    """Return a native module, one of NATIVE_MODULES, for `arch` ("x64", "armv6m", "armv7m").
+
+    Without `assembler`, the one of the same kernels all in C, with _c in its name, which is built for armv6m only.
 
     Raises:
         EmulatorError: it is not built.
     """
-    return _built(f"native/{arch}/ulab_kernels.mpy" if assembler else f"native/{arch}-c/ulab_kernels_c.mpy")
+    return _built(f"native/{arch}/{module}.mpy" if assembler else f"native/{arch}-c/{module}_c.mpy")
 
 
 def emulated_boards() -> list[str]:

@@ -76,6 +76,15 @@ def load_samples(path: Path) -> tuple[NDArray[np.float64], NDArray[Any] | None]:
     return x.astype(np.float64), y
 
 
+def load_groups(path: Path, count: int) -> NDArray[Any] | None:
+    """Whose each of `count` samples is (a speaker, a machine), from the same npz: group [n], None where it has none."""
+    group = load_arrays(path).get("group")
+    if group is not None and (group.ndim != 1 or len(group) != count or group.dtype.kind not in "iubUS"):
+        found = f"group has shape {group.shape} of {group.dtype}"
+        raise UserError(f"{path}: {found}, expected a number or name for each of {count} samples")
+    return group
+
+
 def rows(x: NDArray[np.floating], shape: Sequence[int], source: str) -> NDArray[np.floating]:
     """Samples [n, ...] as a network of the input shape (height, width, channels) takes them: [n, inputs].
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from ulearn_host import display, picture, placement
 from ulearn_host.report import Operation, Report, printable
 
-_OPERATION = 17  # letters: average_pool 25×5; what is longer goes on in the next line
+_OPERATION = 20  # letters: update_depthwise 3×3; what is longer goes on in the next line
 _GAP = 2
-_BESIDES_TERMINALS = str.maketrans({"×": "x", "→": ">", "▕": "|", "▏": "|", "…": "~"})
+_SHORTEST, _LONG = 9, 22  # letters of a layer's name
+_COLUMNS = ["", "layer", "operation", "shape", "weights", "MACs", "alive"]
 
 
 def show(read: Report) -> None:
     """Print every part."""
-    parts: tuple[Callable[[Report], None], ...] = (summary, programs, trainable, frozen, memory, predicted, identity)
+    parts: list[Callable[[Report], None]] = [summary, programs, work, trainable, frozen, memory, predicted, identity]
     for part in parts:
         part(read)
 
@@ -27,53 +26,107 @@ def summary(read: Report) -> None:
     """One line: what it is, and what goes in and out."""
     scheme = printable(str(read.meta.get("scheme", "")))
     input_, output = (picture.shape(tuple(end["shape"])) for end in (read.input, read.output))
-    loss = f", {read.loss}" if len(read.programs) > 1 else ""
-    trains = f"trains '{scheme}'{loss}" if len(read.programs) > 1 else "inference only"
+    loss = f", {read.loss}" if read.trains else ""
+    trains = f"trains '{scheme}'{loss}" if read.trains else "inference only"
     name = read.path.rpartition("/")[2]
-    _print(f"[bold]{escape(name)}[/bold]  int8 {input_} → {output}, {escape(trains)}")
+    display.text(f"[bold]{escape(name)}[/bold]  int8 {input_} → {output}, {escape(trains)}")
 
 
 def programs(read: Report) -> None:
-    """Each program's operations, and its memory over them."""
+    """Each program's operations, and its memory over them; of a training program what comes behind the forward pass."""
     for timeline in read.timelines:
-        rows = [_operation(o) for o in read.of(timeline.program)]
-        rows.append(["", "in all", "", "", "", f"{read.macs(timeline.program):,}"])
-        columns = ["", "layer", "operation", "shape", "weights", "MACs"]
-        _narrowed(rows, columns)
-        _table(timeline.program, columns, [[escape(cell) for cell in row] for row in rows], numeric=(0, 5))
-        _print(f"[bold]memory[/bold] {escape(picture.title(timeline))}")
+        operations = read.of(timeline.program)
+        ahead = 0
+        if timeline.program != "forward":
+            ahead = next((i for i, o in enumerate(operations) if o.name == "loss"), 0)
+        rows = [_ahead(operations[:ahead])] if ahead else []
+        rows += [_operation(o) for o in operations[ahead:]]
+        rows.append(["", "in all", "", "", "", f"{read.macs(timeline.program):,}", f"{timeline.peak_bytes:,}"])
+        columns = _narrowed(rows, [_rows(o) for o in operations[ahead:]])
+        _table(timeline.program, columns, [[escape(cell) for cell in row] for row in rows], numeric=(0, 5, 6))
+        display.text(f"[bold]memory[/bold] {escape(picture.title(timeline))}")
         console = display.console
-        colors = console.is_terminal and console.color_system is not None and not console.no_color and _unicode()
+        colors = console.is_terminal and console.color_system is not None and not console.no_color and display.unicode()
         for line in picture.lines(timeline, console.width, colors):
             console.print(line, no_wrap=True, overflow="crop")
         console.print()
 
 
+def _ahead(operations: list[Operation]) -> list[str]:
+    """One row for the forward pass of a training program."""
+    masks = sum(o.role == "mask" for o in operations)
+    shape = "" if not masks else "1 mask" if masks == 1 else f"{masks} masks"
+    macs, alive = sum(o.macs for o in operations), max(o.alive_bytes for o in operations)
+    return ["", "forward", f"records 0–{len(operations) - 1}", shape, "", f"{macs:,}", f"{alive:,}"]
+
+
 def _operation(o: Operation) -> list[str]:
     stride = "×".join(map(str, o.stride[:1] if len(set(o.stride)) == 1 else o.stride))
-    name = f"{o.op} {'×'.join(map(str, o.kernel))}".rstrip() + (f" /{stride}" if stride not in ("", "1") else "")
-    shapes = picture.shape(o.input_shape), picture.shape(o.output_shape)
-    weights = o.weights.replace(" in", "")
-    return [str(o.record), o.name, name, " → ".join(shapes), weights, f"{o.macs:,}" if o.macs else ""]
+    strides = stride not in ("", "1") and o.output_shape[:2] != (1, 1)
+    name = f"{o.op} {'×'.join(map(str, o.kernel))}".rstrip() + (f" /{stride}" if strides else "")
+    weights = o.weights.replace(" in ", " ").replace(", ", "\n")
+    macs = f"{o.macs:,}" if o.macs else ""
+    return [str(o.record), o.name, name, picture.shapes(o), weights, macs, f"{o.alive_bytes:,}"]
 
 
-def _narrowed(rows: list[list[str]], columns: list[str]) -> None:
-    """Cut names of layers so that the table fits the console, but not below 9 letters."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    widths[2] = min(widths[2], _OPERATION)
-    room = max(9, display.console.width - sum(widths[:1] + widths[2:]) - _GAP * (len(columns) - 1))
-    for row in rows:
-        row[1] = picture.middle(row[1], room)
+def _rows(o: Operation) -> str:
+    """Which output channels an operation is about, where these are not all."""
+    first, last, whole = o.rows
+    return "" if last - first == whole else f" [{first}:{last}]"
+
+
+def _narrowed(rows: list[list[str]], behind: list[str]) -> list[str]:
+    """The columns that fit the console. Names of layers are cut where they must be, but not below 9 letters; the last
+    column goes first: the picture shows it, too. behind: what is added to the names of the last rows but one."""
+    added = [""] * (len(rows) - 1 - len(behind)) + behind + [""]
+    longest = max(len(row[1] + more) for row, more in zip(rows, added, strict=True))
+    for keep in (7, 6):
+        widths = [max(len(line) for row in [_COLUMNS, *rows] for line in row[i].split("\n")) for i in range(keep)]
+        widths[2] = min(widths[2], _OPERATION)
+        room = display.console.width - sum(widths[:1] + widths[2:]) - _GAP * (keep - 1)
+        if room >= min(longest, _LONG):
+            break
+    for row, more in zip(rows, added, strict=True):
+        row[1] = picture.middle(row[1], max(_SHORTEST, room - len(more))) + more
+        del row[keep:]
+    return _COLUMNS[:keep]
+
+
+def work(read: Report) -> None:
+    """What a training step costs beside an inference."""
+    if not read.trains:
+        return
+    rows = []
+    for timeline in read.timelines:
+        program, ratio = timeline.program, read.ratio(timeline.program)
+        times = f"{ratio:.2f} ×" if ratio and program != "forward" else ""
+        counts = f"{len(timeline.labels):,}", f"{read.macs(program):,}", times, f"{timeline.arena_bytes:,}"
+        rows.append([escape(program), *counts])
+    columns = ["program", "records", "MACs", "of an inference", "arena, bytes"]
+    _table("a training step, beside an inference", columns, rows, numeric=(1, 2, 3, 4))
 
 
 def trainable(read: Report) -> None:
     """What a board trains."""
     rows = [
-        [escape(t["name"]), t["dtype"], picture.shape(tuple(t["shape"])), display.size(t["bytes"])]
+        [
+            escape(t["name"]),
+            t["dtype"],
+            picture.shape(tuple(t["shape"])) if t["dtype"] != "int32" else str(t["shape"][0]),
+            _channels(t["first_row"], t["shape"][0], t["layer_rows"]),
+            display.size(t["bytes"]),
+        ]
         for t in read.tensors
     ]
     if rows:
-        _table("trainable", ["tensor", "kept as", "shape", "bytes"], rows, numeric=(3,))
+        rows.append(["in all", "", "", "", display.size(sum(t["bytes"] for t in read.tensors))])
+        _table("trainable", ["tensor", "kept as", "shape", "channels of the layer", "bytes"], rows, numeric=(4,))
+
+
+def _channels(first: int | None, count: int, whole: int | None) -> str:
+    if first is None or whole is None:
+        return "none"
+    return f"all {whole}" if count == whole else f"{first}–{first + count - 1} of {whole}"
 
 
 def frozen(read: Report) -> None:
@@ -88,9 +141,8 @@ def frozen(read: Report) -> None:
     ]
     columns = ["", "where the plan is", "RAM, bytes", "read per inference"]
     _table(f"frozen weights: {f.size:,} bytes", columns, rows, numeric=(2, 3))
-    training = "; it serves inference only: training holds them in RAM or in place" if len(read.programs) > 1 else ""
-    window = f"streaming needs a window of {f.window_bytes:,} bytes, for record {f.window_record}{training}"
-    display.console.print(_plain(window))
+    window = f"streaming needs a window of {f.window_bytes:,} bytes, for record {f.window_record}"
+    display.console.print(display.plain(window))
     display.console.print()
 
 
@@ -130,34 +182,9 @@ def _time(p: placement.Prediction) -> str:
 def identity(read: Report) -> None:
     """Model id and cuts."""
     cuts = ", ".join(f"{escape(c['name'])} ({c['bytes']:,} bytes)" for c in read.cuts)
-    display.console.print(_plain(f"cuts: {cuts or 'none'}"))
-    _print(f"model {read.model_id}")
+    display.console.print(display.plain(f"cuts: {cuts or 'none'}"))
+    display.text(f"model {read.model_id}")
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]], numeric: tuple[int, ...]) -> None:
-    """A table without frames. numeric: columns that are right-aligned."""
-    _print(f"[bold]{escape(title)}[/bold]")
-    frame = box.SIMPLE_HEAD if _unicode() else box.ASCII
-    result = Table(box=frame, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-    for i, column in enumerate(columns):
-        most = _OPERATION if column == "operation" else None
-        result.add_column(column, justify="right" if i in numeric else "left", no_wrap=not most, max_width=most)
-    for row in rows:
-        result.add_row(*(_plain(cell) for cell in row))
-    display.console.print(result)
-    display.console.print()
-
-
-def _print(text: str) -> None:
-    display.console.print(_plain(text), soft_wrap=True)
-
-
-def _unicode() -> bool:
-    return display.console.encoding.lower().startswith("utf")
-
-
-def _plain(text: str) -> str:
-    """Text that the output's encoding can hold."""
-    if _unicode():
-        return text
-    return text.translate(_BESIDES_TERMINALS).encode("ascii", "replace").decode()
+    display.plain_table(title, columns, rows, numeric, {"operation": _OPERATION})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,38 @@ def _bounds(activation: tuple[int, int]) -> dict[str, int]:
     return {"act_min": activation[0], "act_max": activation[1]}
 
 
+def dimensions(op: Op) -> dict[str, int]:
+    """The shapes of the first input and the output as a record's fields."""
+    return _dimensions(op.input, op.output)
+
+
+def conv_geometry(op: Op) -> dict[str, int]:
+    """Kernel, stride and padding as fields; a dense layer is a convolution over its rows."""
+    if isinstance(op, Dense):
+        return _walk(_POINT) | {"in_h": 1, "in_w": op.rows, "in_c": op.weights.shape[1]}
+    if isinstance(op, Conv | Depthwise | Pool):
+        return _walk(op.window)
+    raise TypeError(type(op).__name__)
+
+
+def concat_slices(op: Concat) -> list[tuple[dict[str, int], int]]:
+    """For each input the shapes that COPY and CROP have, and where it lies in each of the output's rows."""
+    names = ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c")
+    height, width, channels = op.output.shape
+    slices, at = [], 0
+    for x in op.inputs:
+        h, w, c = x.shape
+        if op.axis == 2:
+            shape = (h * w, 1, c, h * w, 1, channels)
+        elif op.axis == 1:
+            shape = (h, w, c, h, width, channels)
+        else:
+            shape = (1, h * w, c, 1, height * width, channels)
+        slices.append((dict(zip(names, shape, strict=True)), at))
+        at += (c, w * c, h * w * c)[2 - op.axis]
+    return slices
+
+
 _FINE_BITS = 47
 
 
@@ -118,15 +150,23 @@ def offset_rows(weights: NDArray[np.int8]) -> NDArray[np.uint8]:
     return padded.astype(np.uint8)
 
 
+def folded_bias(op: Weighted) -> NDArray[np.int32]:
+    """The bias with what the input's zero point contributes to every sum (modulo 2^32)."""
+    rows = op.weights.reshape(len(op.weights), -1).astype(np.int64)
+    folded: NDArray[np.int32] = (op.bias.astype(np.int64) - op.input.zero * rows.sum(axis=1)).astype(np.int32)
+    return folded
+
+
 class Lowering:
     """Turns operators into records; constants go into FROZEN."""
 
     def __init__(self, frozen: Blob, place: Callable[[Tensor], int | str]) -> None:
         """place: where a tensor lies: an operand, or the name of an arena tensor."""
         self.frozen, self.place = frozen, place
+        self.biases: dict[str, int] = {}  # by output: operands of those that train, folded like the frozen ones
 
     def records(self, op: Op) -> list[Record]:
-        """The records of an operator that is not trained."""
+        """The records of an operator whose weights are not trained."""
         if isinstance(op, Reshape):
             return []
         if isinstance(op, Concat):
@@ -170,22 +210,44 @@ class Lowering:
         return operands, {"rounding": rounding, "flags": n.FLAG_ONE_SCALE if len(op.multipliers) == 1 else 0}
 
     def _weighted(self, op: Weighted, stored: NDArray[Any]) -> tuple[dict[int, int | str], dict[str, int]]:
-        """Weights and what becomes of their sums; the input's zero point goes into the bias (modulo 2^32)."""
-        rows = op.weights.reshape(len(op.weights), -1).astype(np.int64)
-        bias = op.bias.astype(np.int64) - op.input.zero * rows.sum(axis=1)
-        operands: dict[int, int | str] = {2: self.frozen.add(stored), 3: self.frozen.add(bias.astype(np.int32))}
+        """Weights and what becomes of their sums."""
+        operands: dict[int, int | str] = {2: self.frozen.add(stored)}
+        trained = self.biases.get(op.output.name)
+        operands[3] = self.frozen.add(folded_bias(op)) if trained is None else trained
         more, fields = self.quantised_sums(op)
-        if (rows == -128).any():
+        if (op.weights == -128).any():
             fields["flags"] |= n.FLAG_FULL_RANGE
         return operands | more, _bounds(op.activation) | fields
+
+    def first_rows(self, op: Conv | Dense, count: int) -> Record:
+        """The first `count` output channels of a layer, beside which another record writes the rest."""
+        part = replace(op, weights=op.weights[:count], bias=op.bias[:count], weight_scales=op.weight_scales[:count])
+        record = self._conv(part)
+        fields = record.fields | {"out_c": count, "scale_mant": op.output.shape[2]}
+        return replace(record, fields=fields, in_place=())
+
+    def trained(self, op: Weighted, rows: int, operands: dict[int, int | str], fields: dict[str, int]) -> Record:
+        """The last `rows` output channels of a layer whose weights are trained. operands: weights and bias; fields: how
+        the weights are kept."""
+        first = len(op.weights) - rows
+        part = replace(op, weights=op.weights[first:], bias=op.bias[first:], weight_scales=op.weight_scales[first:])
+        more, rounding = self.quantised_sums(part)
+        fields = fields | rounding | _bounds(op.activation) | {"out_c": rows}
+        if isinstance(op, Dense) and op.rows == 1 and first == 0:
+            fields |= {"in_h": 0, "in_w": 0, "in_c": op.input.size, "out_h": 0, "out_w": 0}
+            return self.record(n.OP_DENSE, op, operands | more, fields)
+        if isinstance(op, Depthwise):
+            fields |= _walk(op.window)
+            return self.record(n.OP_DEPTHWISE_TRAINED, op, operands | more, fields)
+        extra, size = share.trained(op.weights[0].size, rows)
+        fields |= conv_geometry(op) | {"extra": extra, "scale_mant": op.output.shape[2]}
+        return self.record(n.OP_CONV_TRAINED, op, operands | more, fields, scratch=size)
 
     def _conv(self, op: Conv | Dense) -> Record:
         operands, fields = self._weighted(op, offset_rows(op.weights))
         extra, size = share.conv(op)
         window = op.window if isinstance(op, Conv) else _POINT
-        fields |= _walk(window) | {"w_dtype": n.DTYPE_UINT8, "extra": extra}
-        if isinstance(op, Dense):
-            fields |= {"in_h": 1, "in_w": op.rows, "in_c": op.weights.shape[1]}
+        fields |= conv_geometry(op) | {"w_dtype": n.DTYPE_UINT8, "extra": extra}
         point = window == _POINT and op.output.shape[2] <= op.weights.shape[-1]
         alone = op.output.shape[:2] == (1, 1)
         place = self._whole(op) if point or alone else ()
@@ -247,25 +309,13 @@ class Lowering:
 
     def _concat(self, op: Concat) -> list[Record]:
         records = []
-        height, width, channels = op.output.shape
         output = self.place(op.output)
-        at = 0
-        for i, x in enumerate(op.inputs):
+        for i, (x, (shape, at)) in enumerate(zip(op.inputs, concat_slices(op), strict=True)):
             constant = op.constants[i] if op.constants else None
-            h, w, c = x.shape
-            if op.axis == 2:
-                shape = (h * w, 1, c, h * w, 1, channels)
-            elif op.axis == 1:
-                shape = (h, w, c, h, width, channels)
-            else:
-                shape = (1, h * w, c, 1, height * width, channels)
-            names = ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c")
-            fields = dict(zip(names, shape, strict=True)) | {"extra": at}
-            at += (c, w * c, h * w * c)[2 - op.axis]
             source = self.place(x) if constant is None else self.frozen.add(constant)
             operands: dict[int, int | str] = {0: source, 1: output}
             writes = (output,) if isinstance(output, str) else ()
-            records.append(Record(n.OP_COPY, op.name, operands, writes, fields))
+            records.append(Record(n.OP_COPY, op.name, operands, writes, shape | {"extra": at}))
         return records
 
 

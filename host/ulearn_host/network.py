@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Loss = Literal["none", "softmax_ce", "mse"]
+Loss = Literal["none", "softmax_ce", "mse", "hinge"]
 Shape = tuple[int, int, int]  # height, width, channels; a vector is (1, 1, n)
 
 

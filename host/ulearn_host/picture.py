@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ulearn_host.errors import UserError
 from ulearn_host.prepare import write_bytes
-from ulearn_host.report import Report
+from ulearn_host.report import Operation, Report
 from ulearn_host.timeline import ArenaTensor, Timeline
 
 # Light enough for dark writing, told apart by people who see colours less well by the order they come in.
@@ -56,6 +56,12 @@ def shape(numbers: tuple[int, ...]) -> str:
     """25×5×64; of a vector its length alone."""
     significant = numbers[-1:] if all(number == 1 for number in numbers[:-1]) else numbers
     return "×".join(map(str, significant))
+
+
+def shapes(operation: Operation) -> str:
+    """From where to where: a gradient goes from a layer's output to its input."""
+    arrow = "←" if operation.role in ("gradient", "masking", "sum") else "→"
+    return f"{shape(operation.input_shape)} {arrow} {shape(operation.output_shape)}"
 
 
 def middle(text: str, length: int, mark: str = "…") -> str:

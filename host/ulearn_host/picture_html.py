@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from ulearn_host.picture import INK, Box, boxes, middle, shape, ticks, title
+from ulearn_host.picture import INK, Box, boxes, middle, shape, shapes, ticks, title
 from ulearn_host.report import Operation, Report
 from ulearn_host.timeline import Timeline
 
@@ -47,6 +47,7 @@ def draw(read: Report) -> str:
         f"{read.ram_bytes:,} bytes of RAM on a 32-bit board, code apart",
         f"{read.macs('forward'):,} multiply-accumulates an inference",
     ]
+    facts += [f"{read.macs(name):,} a step of {escape(name)}" for name in read.programs if name != "forward"]
     parts = [_program(timeline, read.of(timeline.program)) for timeline in read.timelines]
     head = f'<meta charset="utf-8"/><title>{name}: memory</title><style>{_STYLE}</style>'
     body = f"<h1>{name}</h1><p>{'; '.join(facts)}</p><p>model {read.model_id}</p>" + "".join(parts)
@@ -179,7 +180,7 @@ def _operations(timeline: Timeline, operations: list[Operation]) -> str:
             str(o.record),
             o.op,
             o.name,
-            f"{shape(o.input_shape)} → {shape(o.output_shape)}",
+            shapes(o),
             "×".join(map(str, o.kernel)),
             "×".join(map(str, o.stride)),
             f"{o.weight_bytes:,} bytes, {o.weights}" if o.weights else "",

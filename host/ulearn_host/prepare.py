@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 import ulearn
 from ulearn_host import numbers as n
-from ulearn_host.compiler import Options, Plan, Scheme, check_trainable, compile_plan
+from ulearn_host import scales
+from ulearn_host.compiler import Options, Plan, check_trainable, compile_plan
 from ulearn_host.errors import UserError
-from ulearn_host.network import Loss, Network
+from ulearn_host.network import Dense, Loss, Network
 from ulearn_host.quantise import FloatDense, quantise
+from ulearn_host.schemes import Scheme
 
 CALIBRATION_STEPS = 256
 
 
 def target_codes(network: Network, y: NDArray[Any]) -> NDArray[Any]:
     """Targets as a board takes them: uint16 labels, or int8 vectors in the output's quantisation."""
-    if network.loss == "softmax_ce":
+    if network.loss != "mse":
         return np.asarray(y).astype(np.uint16)
     return network.logits.codes(np.asarray(y, dtype=np.float64).reshape(len(y), -1))
 
@@ -36,7 +38,8 @@ def calibrated_state(plan: Plan, x: NDArray[np.int8], y: NDArray[Any]) -> bytes:
     trainer = ulearn.Trainer(model, learning_rate=0, skip=0)
     (count,) = struct.unpack_from("<H", model.state, n.S_N_GAINS)
     places = [n.STATE_BYTES + n.GAIN_BYTES * i for i in range(count)]
-    for sample, target in zip(x[:CALIBRATION_STEPS], y[:CALIBRATION_STEPS], strict=True):
+    shown = np.linspace(0, len(x) - 1, min(len(x), CALIBRATION_STEPS)).astype(int)  # of all: files are sorted by class
+    for sample, target in zip(x[shown], y[shown], strict=True):
         trainer.step(sample, int(target) if y.ndim == 1 else target.tobytes())
         for at in places:
             model.state[at + 1] = min(model.state[at + 1], 1)  # it goes on looking
@@ -48,12 +51,30 @@ def calibrated_state(plan: Plan, x: NDArray[np.int8], y: NDArray[Any]) -> bytes:
     return bytes(state)
 
 
-def best_scheme(network: Network) -> Scheme:
-    """The scheme to take when none is named: the most that can be trained of a network, within reason.
+def with_rate(state: bytes, learning_rate: float | None) -> bytes:
+    """STATE with the learning rate that a board starts with; None: as it is."""
+    if learning_rate is None:
+        return state
+    changed = bytearray(state)
+    struct.pack_into("<Hh", changed, n.S_LR_MANT, *scales.mantissa11(learning_rate))
+    return bytes(changed)
 
-    'last+bias' where every layer is dense, 'last' where the last one is, 'none' where nothing can be trained.
+
+def rate_of(plan: Plan) -> float:
+    """The learning rate that a board starts with."""
+    mantissa, exponent = struct.unpack_from("<Hh", ulearn.load(plan.data).first_state, n.S_LR_MANT)
+    return float(mantissa * 2.0**exponent)
+
+
+def best_scheme(network: Network) -> Scheme:
+    """The scheme to take when none is named: what mostly pays and fits.
+
+    'last+bias' where every layer is dense, else 'last', and 'none' where nothing can be trained. Biases of
+    convolutions would need every activation of the network at once.
     """
-    for scheme in ("last+bias", "last"):
+    dense = all(isinstance(layer, Dense) for layer in network.layers)
+    schemes: tuple[Scheme, ...] = ("last+bias", "last") if dense else ("last",)
+    for scheme in schemes:
         try:
             check_trainable(network, scheme)
         except UserError:
@@ -68,19 +89,25 @@ def from_network(
     targets: NDArray[Any] | None = None,
     *,
     options: Options | None = None,
+    learning_rate: float | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Plan:
     """Compile a quantised network and calibrate its training.
 
     calibration: int8 codes [n, inputs]; targets: labels [n] or float [n, outputs]. Without them the board learns the
-    gains itself in its first 16 steps.
+    gains itself in its first 16 steps. learning_rate: what a board starts with; None: the scheme's.
     """
     progress("compiling")
     plan = compile_plan(network, options)
-    if targets is None or calibration is None or plan.options.scheme == "none":
+    if plan.options.scheme == "none":
         return plan
+    if targets is None or calibration is None:
+        if learning_rate is None:
+            return plan
+        return compile_plan(network, options, with_rate(ulearn.load(plan.data).first_state, learning_rate))
     progress("calibrating")
-    return compile_plan(network, options, calibrated_state(plan, calibration, target_codes(network, targets)))
+    state = calibrated_state(plan, calibration, target_codes(network, targets))
+    return compile_plan(network, options, with_rate(state, learning_rate))
 
 
 def prepare(

@@ -11,11 +11,32 @@ from ulearn_host import numbers as n
 
 RECORD = struct.Struct("<4B2H6I6H6B4b2BHhI")  # UL_R_* in ul_format.h, in order
 _NAMES = {value: name[3:].lower() for name, value in vars(n).items() if name.startswith("OP_")}
-_BUFFERS = ("input", "arena", "frozen", "train", "state", "scratch", "target")
-_WINDOWED = (n.OP_CONV, n.OP_DEPTHWISE, n.OP_AVERAGE_POOL, n.OP_MAX_POOL)
-_WEIGHTED = (n.OP_CONV, n.OP_DEPTHWISE, n.OP_DENSE, n.OP_DENSE_BACK, n.OP_UPDATE_WEIGHT)
-_ROLES = {n.OP_DENSE_BACK: " gradient", n.OP_UPDATE_WEIGHT: " weights", n.OP_UPDATE_BIAS: " bias"}
-LOSSES = (n.OP_SOFTMAX_CE, n.OP_MSE)
+_BUFFERS = ("input", "arena", "target", "train", "state", "scratch", "frozen")
+_CONVS = (n.OP_CONV, n.OP_CONV_TRAINED, n.OP_CONV_BACK, n.OP_UPDATE_CONV)
+_DEPTHWISE = (n.OP_DEPTHWISE, n.OP_DEPTHWISE_TRAINED, n.OP_DEPTHWISE_BACK, n.OP_UPDATE_DEPTHWISE)
+_DENSE = (n.OP_DENSE, n.OP_DENSE_BACK, n.OP_UPDATE_WEIGHT)
+_POOLS = (n.OP_AVERAGE_POOL, n.OP_MAX_POOL, n.OP_AVERAGE_BACK, n.OP_MAX_BACK)
+_WINDOWED = (*_CONVS, *_DEPTHWISE, *_POOLS)
+_WEIGHTED = (*_CONVS, *_DEPTHWISE, *_DENSE)
+_PARTIAL = (n.OP_CONV, n.OP_CONV_TRAINED)
+_FROZEN_AND_TRAINED = (n.OP_DENSE_BACK, n.OP_CONV_BACK, n.OP_DEPTHWISE_BACK)  # which have weights at operands 2 and 5
+_UPDATES = (n.OP_UPDATE_WEIGHT, n.OP_UPDATE_BIAS, n.OP_UPDATE_CONV, n.OP_UPDATE_DEPTHWISE)
+LOSSES = (n.OP_SOFTMAX_CE, n.OP_MSE, n.OP_HINGE)
+# What a record is to its layer, where that is not the layer's own operator.
+_ROLES = {
+    n.OP_MASK: "mask",
+    n.OP_RELU_BACK: "masking",
+    n.OP_SUM: "sum",
+    n.OP_UPDATE_BIAS: "bias",
+    **dict.fromkeys(_UPDATES[:1] + _UPDATES[2:], "weights"),
+    **dict.fromkeys(
+        (
+            *_FROZEN_AND_TRAINED,
+            *(n.OP_AVERAGE_BACK, n.OP_MAX_BACK, n.OP_SCALE_BACK, n.OP_CROP),
+        ),
+        "gradient",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -30,19 +51,39 @@ class Use:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Weights that a record reads or updates. place: the buffer's name."""
+
+    use: Use
+    dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """How many they take."""
+        return self.use.end - self.use.start
+
+    @property
+    def place(self) -> str:
+        """The name of their buffer."""
+        return _BUFFERS[self.use.buffer]
+
+
+@dataclass(frozen=True)
 class Record:
-    """One record. Shapes are (height, width, channels), of layers without images (channels,); kernel, stride: rows,
-    columns, or empty. weights: operand, 0 where it has none, with weight_bytes; macs: multiply-accumulates."""
+    """One record. Shapes are (height, width, channels), of layers without images (channels,), and the operator's own:
+    a gradient goes from the output to the input. kernel, stride: rows, columns, or empty. rows: which output channels
+    [first, last) of how many it computes, passes back or updates; macs: multiply-accumulates; weights: frozen ones
+    before trained ones; extra: as the format has it."""
 
     kind: int
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
+    rows: tuple[int, int, int]
     macs: int
-    weights: int
-    weight_bytes: int
-    weight_dtype: str
+    weights: tuple[Weights, ...]
+    extra: int
     uses: tuple[Use, ...]
 
     @property
@@ -51,9 +92,30 @@ class Record:
         return _NAMES[self.kind]
 
     @property
-    def weight_place(self) -> str:
-        """The buffer that its weights lie in; empty where it has none."""
-        return _BUFFERS[self.weights >> 28] if self.weight_bytes else ""
+    def role(self) -> str:
+        """What it does for its layer; empty where it is the layer's own operator, or a loss."""
+        return _ROLES.get(self.kind, "")
+
+    @property
+    def backward(self) -> bool:
+        """Whether it belongs behind the loss, or is the loss."""
+        return self.kind in LOSSES or (self.kind in _ROLES and self.kind != n.OP_MASK)
+
+    @property
+    def updates(self) -> bool:
+        """Whether it changes weights or biases."""
+        return self.kind in _UPDATES
+
+    @property
+    def written_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that it writes, of which its own channels may be a part."""
+        if self.backward or self.kind == n.OP_MASK:
+            return self.input_shape
+        return (*self.output_shape[:-1], self.rows[2]) if self.kind in _PARTIAL else self.output_shape
+
+    def operand(self, index: int) -> Use | None:
+        """What it touches as one of its operands, but the target."""
+        return next((use for use in self.uses if use.index == index), None)
 
     def of(self, buffer: int) -> list[Use]:
         """What it touches of a buffer."""
@@ -100,55 +162,58 @@ def read(plan: Any, sections: tuple[Any, ...]) -> list[list[Record]]:
 
 def _record(program: bytes, at: int, uses: tuple[Use, ...]) -> Record:
     f = RECORD.unpack_from(program, at)
-    kind, dtype = f[0], f[28]
-    taken, given = _shapes(kind, f[12:15], f[15:18])
-    windowed, weighted = kind in _WINDOWED, kind in _WEIGHTED
+    kind = f[0]
+    taken, given = _shapes(kind, f)
+    windowed = kind in _WINDOWED
     return Record(
         kind=kind,
         input_shape=taken,
         output_shape=given,
         kernel=f[18:20] if windowed else (),
         stride=f[20:22] if windowed else (),
+        rows=_rows(kind, f),
         macs=_macs(kind, f),
-        weights=f[8] if weighted else 0,
-        weight_bytes=sum(u.end - u.start for u in uses if u.index == 2) if weighted else 0,
-        weight_dtype=("int16" if dtype == n.DTYPE_INT16 else "int8") if weighted else "",
+        weights=_weights(kind, f, uses),
+        extra=f[32],
         uses=uses,
     )
 
 
-def _shapes(kind: int, taken: tuple[int, ...], given: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Layers of the training programs have channels only; a loss and the update of a bias have as many in as out."""
+def _shapes(kind: int, f: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Layers without images have channels only; a loss has as many in as out; a bias has a gradient before it."""
+    taken, given = f[12:15], f[15:18]
+    if kind == n.OP_UPDATE_BIAS:
+        return (*given[:2], f[32] & 0xFFFF), given[2:]
     if kind >= n.OP_CONV:
         return taken, given
-    inputs, outputs = taken[2], given[2]
-    return (inputs or outputs,), (outputs or inputs,)
+    return (taken[2] or given[2],), (given[2] or taken[2],)
+
+
+def _rows(kind: int, f: tuple[int, ...]) -> tuple[int, int, int]:
+    count = whole = f[17]
+    first = 0
+    if kind in _PARTIAL:
+        whole = f[30] or count
+        first = whole - count if kind == n.OP_CONV_TRAINED else 0
+    elif kind in _UPDATES:
+        whole = f[32] & 0xFFFF
+        first = f[14] if kind == n.OP_UPDATE_BIAS else whole - count
+    return first, first + count, whole
 
 
 def _macs(kind: int, f: tuple[int, ...]) -> int:
     inputs, (out_h, out_w, outputs), taps = f[14], f[15:18], f[18] * f[19]
-    if kind == n.OP_CONV:
+    if kind in _CONVS:
         return out_h * out_w * outputs * taps * inputs
-    if kind == n.OP_DEPTHWISE:
+    if kind in _DEPTHWISE:
         return out_h * out_w * outputs * taps
-    return inputs * outputs if kind in _WEIGHTED else 0
+    return inputs * outputs if kind in _DENSE else 0
 
 
-def names(program: list[Record], layers: list[str]) -> list[str]:
-    """What a user calls the layer of each record. layers: of each record of the forward program, or fewer."""
-    loss = next((i for i, record in enumerate(program) if record.kind in LOSSES), len(program))
-    result = [layers[i] if i < len(layers) else record.op for i, record in enumerate(program[:loss])]
-    layer_of = {_parameter(r, index): name for r, name in zip(program, result, strict=False) for index in (3, 2)}
-    for record in program[loss:]:
-        result.append("loss" if record.kind in LOSSES else layer_of.get(_parameter(record, 2), record.op))
-    return result
-
-
-def labels(program: list[Record], named: list[str]) -> list[str]:
-    """The same, with what a backward record does for its layer: one layer has several. named: what `names` says."""
-    return [name + _ROLES.get(record.kind, "") for record, name in zip(program, named, strict=True)]
-
-
-def _parameter(record: Record, index: int) -> tuple[int, int] | None:
-    """Where an operand lies: what tells which layer a backward record belongs to."""
-    return next(((u.buffer, u.start) for u in record.uses if u.index == index), None)
+def _weights(kind: int, f: tuple[int, ...], uses: tuple[Use, ...]) -> tuple[Weights, ...]:
+    if kind not in _WEIGHTED:
+        return ()
+    trained = "int16" if f[28] == n.DTYPE_INT16 else "int8"
+    frozen = "int8" if kind in _FROZEN_AND_TRAINED else trained
+    dtypes = {2: frozen, 5: trained} if kind in _FROZEN_AND_TRAINED else {2: frozen}
+    return tuple(Weights(use, dtypes[use.index]) for use in uses if use.index in dtypes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,35 @@ from ulearn_host.timeline import Timeline, trace
 
 # MicroPython on a 32-bit chip: the heap is dealt out in blocks of 16 bytes, a bytearray costs one block besides its
 # data; the model, the trainer, the views of a plan read in place and the window of each streamed record cost what was
-# measured on the Cortex-M0 (tests/test_board.py).
+# measured on the Cortex-M0 (tests/test_board.py, tests/test_memory.py). A trainer has a tuple of a tuple of three for
+# each training program, the model a list of them with room for 4, 8, 16...
 _BLOCK = 16
-_MODEL_BYTES = 608
-_TRAINER_BYTES = 64
-_VIEWS_BYTES = 80
-_WINDOW_BYTES = 64
+_WORD = 4
+_MODEL_BYTES = 640
+_TRAINER_BYTES = 32
+_VIEWS_BYTES = 48
+_STREAM_BYTES = 352
+_LOSSES = {
+    n.LOSS_NONE: "none",
+    n.LOSS_SOFTMAX_CE: "softmax cross-entropy",
+    n.LOSS_MSE: "mean squared error",
+    n.LOSS_HINGE: "hinge loss",
+}
+
+
+def _blocks(size: int) -> int:
+    """What so many bytes take of the heap."""
+    return -(-size // _BLOCK) * _BLOCK
 
 
 @dataclass(frozen=True)
 class Operation:
     """One record as a person reads it.
 
-    Shapes are (height, width, channels) or (channels,); kernel, stride: (rows, columns) or empty; macs:
-    multiply-accumulates; weights: how they are kept, and in which buffer; alive_bytes: of the arena, while it runs;
-    frozen_bytes: what of FROZEN must be at hand for it.
+    Shapes are (height, width, channels) or (channels,), those of the layer's input and output; kernel, stride: (rows,
+    columns) or empty; macs: multiply-accumulates; weights: how they are kept, and in which buffer; alive_bytes: of the
+    arena, while it runs; frozen_bytes: what of FROZEN must be at hand for it. role: what it does for the layer `name`,
+    empty where it is the layer itself; rows: the output channels it is about, from, to, of how many.
     """
 
     program: str
@@ -46,6 +61,8 @@ class Operation:
     weight_bytes: int
     alive_bytes: int
     frozen_bytes: int
+    role: str
+    rows: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -103,29 +120,39 @@ class Report:
     @property
     def ram_bytes(self) -> int:
         """Heap of a 32-bit MicroPython for the model loaded from a file, and its trainer; code is not counted."""
-        copied = [self.buffers[name] for name in ("programs", "frozen", "tables", "cuts")]
-        return self._ram(copied, len(self.programs) > 1)
+        copied = [self.buffers[name] for name in ("frozen", "tables", "cuts")]
+        return self._ram(self._program_bytes + copied, len(self.timelines) - 1)
 
-    def _ram(self, copied: list[int], trains: bool) -> int:
+    @property
+    def _program_bytes(self) -> list[int]:
+        return [n.PROGRAM_BYTES + n.RECORD_BYTES * len(timeline.labels) for timeline in self.timelines]
+
+    def _ram(self, copied: list[int], trainings: int) -> int:
         """The same for a model that holds copies of so many bytes besides what every model has."""
         held = [self.buffers[name] for name in ("train", "state", "state", "arena", "scratch")] + copied
-        blocks = sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in held)
-        return blocks + _MODEL_BYTES + (_TRAINER_BYTES if trains else 0)
+        total = sum(_BLOCK + _blocks(size) for size in held) + _MODEL_BYTES
+        if trainings:
+            room = max(4, 1 << (trainings - 1).bit_length())
+            total += _blocks(_WORD * room) - _BLOCK
+            total += _TRAINER_BYTES + _blocks(_WORD * (2 + trainings)) + trainings * _blocks(6 * _WORD)
+        return total
 
     @property
     def frozen(self) -> Frozen:
         """Where the frozen weights may lie, and at what price."""
+        parts = [o.frozen_bytes for o in self.operations]
         forward = [o.frozen_bytes for o in self.operations if o.program == "forward"]
-        window = max(forward)
-        copied = [n.PROGRAM_BYTES + len(forward) * n.RECORD_BYTES, window, self.buffers["tables"], self.buffers["cuts"]]
+        window = max(parts)
+        copied = [*self._program_bytes, window, self.buffers["tables"], self.buffers["cuts"]]
+        copied += [2 * _WORD * len(timeline.labels) for timeline in self.timelines]  # what each record needs of it
         return Frozen(
             size=self.buffers["frozen"],
             window_bytes=window,
-            window_record=forward.index(window),
+            window_record=parts.index(window),
             streamed_bytes=sum(forward),
-            ram_in_place=self._ram([], len(self.programs) > 1) + _VIEWS_BYTES,
+            ram_in_place=self._ram([], len(self.timelines) - 1) + _VIEWS_BYTES + _BLOCK * len(self.timelines),
             ram_held=self.ram_bytes,
-            ram_streamed=self._ram(copied, False) + _WINDOW_BYTES * len(forward),
+            ram_streamed=self._ram(copied, len(self.timelines) - 1) + _STREAM_BYTES,
         )
 
     def of(self, program: str) -> list[Operation]:
@@ -135,6 +162,16 @@ class Report:
     def macs(self, program: str) -> int:
         """Multiply-accumulates of one run of a program."""
         return sum(o.macs for o in self.of(program))
+
+    def ratio(self, program: str) -> float | None:
+        """The same in those of an inference; None where that has none."""
+        inference = self.macs("forward")
+        return self.macs(program) / inference if inference else None
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a training program."""
+        return len(self.timelines) > 1
 
     def as_json(self) -> dict[str, Any]:
         """Everything for `--json`. memory: the arena over the records, by program; tensors: what is trainable."""
@@ -178,12 +215,10 @@ def read(path: Path) -> Report:
     for program, decoded in zip(plan.programs, programs, strict=True):
         sizes = struct.unpack_from("<7I", program, n.P_SIZES)
         arena, scratch = max(arena, sizes[n.BUF_ARENA]), max(scratch, sizes[n.BUF_SCRATCH])
-        title = "forward" if program[n.P_KIND] == n.KIND_FORWARD else "train"
-        names = records.names(decoded, _texts(meta.get("layers")))
-        labels = records.labels(decoded, names)
         output = struct.unpack_from("<I", program, n.P_OUTPUT)[0] & 0x0FFFFFFF
-        timelines.append(trace(title, decoded, labels, output, sizes[n.BUF_ARENA]))
-        operations += _operations(decoded, names, timelines[-1])
+        timeline = trace("", decoded, _texts(meta.get("layers")), output, sizes[n.BUF_ARENA])
+        timelines.append(replace(timeline, program=_unique(_title(program, decoded, timeline), timelines)))
+        operations += _operations(decoded, timelines[-1])
     fields = struct.unpack("<4Hfi4HfiHHf", io)
     buffers = {
         "programs": sum(len(p) for p in plan.programs),
@@ -195,7 +230,6 @@ def read(path: Path) -> Report:
         "tables": len(tensors),
         "cuts": len(cuts),
     }
-    loss = {n.LOSS_NONE: "none", n.LOSS_SOFTMAX_CE: "softmax cross-entropy", n.LOSS_MSE: "mean squared error"}
     return Report(
         path=str(path),
         model_id=plan.model_id.hex(),
@@ -203,10 +237,10 @@ def read(path: Path) -> Report:
         buffers=buffers,
         operations=operations,
         timelines=timelines,
-        tensors=_tensors(tensors, _texts(meta.get("tensors"))),
+        tensors=_tensors(tensors, _texts(meta.get("tensors")), programs),
         cuts=_cuts(cuts),
         meta=meta,
-        loss=loss[fields[12]],
+        loss=_LOSSES[fields[12]],
         input={"shape": [d for d in fields[:4] if d], "scale": fields[4], "zero_point": fields[5]},
         output={"shape": [d for d in fields[6:10] if d], "scale": fields[10], "zero_point": fields[11]},
     )
@@ -234,37 +268,76 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _operations(decoded: list[records.Record], names: list[str], timeline: Timeline) -> list[Operation]:
+def _title(program: bytes, decoded: list[records.Record], timeline: Timeline) -> str:
+    """What a program is called: 'forward', 'train', or 'train' and a name."""
+    if program[n.P_KIND] == n.KIND_FORWARD:
+        return "forward"
+    name = bytes(program[: n.P_SIZES]).rstrip(b"\0")
+    # A file's names are cut, or numbers where that leaves them alike; the one layer that a program trains has its own.
+    layers = {layer for layer, record in zip(timeline.names, decoded, strict=True) if record.updates}
+    whole = f"train {layers.pop()}" if len(layers) == 1 else ""
+    if whole and (len(name) == n.P_SIZES and whole.encode().startswith(name) or name[len("train ") :].isdigit()):
+        return whole
+    text = printable(name.decode("utf-8", "replace"))
+    return text if text.split(" ")[0] == "train" else f"train {text}".rstrip()
+
+
+def _unique(title: str, timelines: list[Timeline]) -> str:
+    """A title that no other program has."""
+    taken = [timeline.program for timeline in timelines]
+    result, number = title, 2
+    while result in taken:
+        result, number = f"{title} ({number})", number + 1
+    return result
+
+
+def _operations(decoded: list[records.Record], timeline: Timeline) -> list[Operation]:
     return [
         Operation(
             program=timeline.program,
             record=at,
             op=record.op,
-            name=names[at],
+            name=timeline.names[at],
             input_shape=record.input_shape,
             output_shape=record.output_shape,
             kernel=record.kernel,
             stride=record.stride,
             macs=record.macs,
-            weights=f"{record.weight_dtype} in {record.weight_place}" if record.weight_bytes else "",
-            weight_bytes=record.weight_bytes,
+            weights=", ".join(f"{w.dtype} in {w.place}" for w in record.weights),
+            weight_bytes=sum(w.bytes for w in record.weights),
             alive_bytes=timeline.alive[at],
             frozen_bytes=record.frozen_window[1] - record.frozen_window[0],
+            role=record.role,
+            rows=record.rows,
         )
         for at, record in enumerate(decoded)
     ]
 
 
-def _tensors(table: bytes, names: list[str]) -> list[dict[str, Any]]:
+def _tensors(table: bytes, names: list[str], programs: list[list[records.Record]]) -> list[dict[str, Any]]:
+    """What is trainable. first_row, layer_rows: from which of how many output channels of the layer on it is for."""
+    rows = {}
+    for record in (r for program in programs for r in program if r.updates):
+        updated = record.operand(2)
+        if updated:
+            rows[updated.start] = record.rows
     kinds = {n.DTYPE_INT8: "int8", n.DTYPE_INT16: "int16", n.DTYPE_INT32: "int32"}
     result = []
     for i, at in enumerate(range(0, len(table), n.TENSOR_BYTES)):
         ident, dtype, fraction = struct.unpack_from("<HBB", table, at)
         shape = struct.unpack_from("<4H", table, at + n.T_SHAPE)
-        name = names[i] if i < len(names) else f"tensor {ident}"
-        count = shape[0] * shape[1] * shape[2] * shape[3]
-        size = count << (dtype - 1)
-        result.append({"name": name, "dtype": kinds[dtype], "fraction": fraction, "shape": list(shape), "bytes": size})
+        first, _, whole = rows.get(struct.unpack_from("<I", table, at + n.T_OFFSET)[0], (None, 0, None))
+        result.append(
+            {
+                "name": names[i] if i < len(names) else f"tensor {ident}",
+                "dtype": kinds[dtype],
+                "fraction": fraction,
+                "shape": list(shape),
+                "bytes": math.prod(shape) << (dtype - 1),
+                "first_row": first,
+                "layer_rows": whole,
+            }
+        )
     return result
 
 

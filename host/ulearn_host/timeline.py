@@ -9,6 +9,14 @@ from ulearn_host import numbers as n
 from ulearn_host.memory import aligned
 from ulearn_host.records import LOSSES, Record, Use
 
+# The forward record whose gradient a backward record without weights passes on.
+_FORWARD = {
+    n.OP_AVERAGE_BACK: (n.OP_AVERAGE_POOL, n.OP_MEAN),
+    n.OP_MAX_BACK: (n.OP_MAX_POOL,),
+    n.OP_SCALE_BACK: (n.OP_MUL,),
+    n.OP_CROP: (n.OP_PAD, n.OP_COPY),
+}
+
 
 @dataclass
 class ArenaTensor:
@@ -31,9 +39,13 @@ class ArenaTensor:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The arena over the records of a program; alive: bytes of each record, tensors rounded up to multiples of 4."""
+    """The arena over the records of a program; alive: bytes of each record, tensors rounded up to multiples of 4.
+
+    names: the layer that each record belongs to; labels: the same with what the record does for it.
+    """
 
     program: str
+    names: list[str]
     labels: list[str]
     tensors: list[ArenaTensor]
     arena_bytes: int
@@ -71,35 +83,43 @@ class Timeline:
         }
 
 
-def trace(program: str, records: list[Record], labels: list[str], output: int, arena_bytes: int) -> Timeline:
-    """Follow a program through its arena. output: offset of what it answers; labels: the layer of each record."""
-    follower = _Follower(records, labels)
+def trace(program: str, records: list[Record], layers: list[str], output: int, arena_bytes: int) -> Timeline:
+    """Follow a program through its arena. output: where its answer lies; layers: of each forward record, or fewer."""
+    follower = _Follower(records, layers)
     for at in range(len(records)):
         follower.step(at)
     follower.tensors[follower.holder(output)].last = len(records)
     alive = [_alive(follower.tensors, at) for at in range(len(records))]
-    return Timeline(program, labels, follower.tensors, arena_bytes, alive)
+    labels = [f"{name} {r.role}".rstrip() for name, r in zip(follower.names, records, strict=True)]
+    return Timeline(program, follower.names, labels, follower.tensors, arena_bytes, alive)
 
 
 class _Follower:
-    """Walks over records and keeps which tensor lies where."""
+    """Walks over records and keeps which tensor lies where, and what a gradient is the gradient of.
 
-    def __init__(self, records: list[Record], labels: list[str]) -> None:
-        self.records, self.labels = records, labels
+    Tensors are known by their index. A sum of two branches hands its gradient to both as it is: so one gradient may
+    stand at several tensors.
+    """
+
+    def __init__(self, records: list[Record], layers: list[str]) -> None:
+        self.records, self.layers = records, iter(layers)
+        self.names: list[str] = []
         self.tensors: list[ArenaTensor] = []
-        self.unread: set[int] = set()  # tensors that COPY still fills, by index
-        self.input_of: dict[int, str] = {}  # by the weights of a forward record: whose output goes in
+        self.unread: set[int] = set()  # tensors that COPY, or the rest of a layer, still fills
+        self.makers: dict[int, list[int]] = {}  # of each tensor, the records that wrote it
+        self.read: list[dict[int, int]] = []  # of each record, by operand, the tensors it read
+        self.stands_at: dict[int, frozenset[int]] = {}  # of each gradient
 
     def step(self, at: int) -> None:
         """Record `at` reads and writes."""
         record = self.records[at]
         uses = record.of(n.BUF_ARENA)
-        for use in uses:
-            if not use.written:
-                self._read(at, record, use)
+        self.read.append({use.index: self._read(at, record, use) for use in uses if not use.written})
+        owner = self._owner(at, record)
+        self.names.append(self._name(at, record, owner))
         for use in uses:
             if use.written:
-                self._write(at, record, use)
+                self._write(at, record, use, owner)
 
     def holder(self, offset: int, size: int = 1) -> int:
         """Which tensor holds a byte: the one written last. What no record wrote counts as there from the start."""
@@ -109,37 +129,132 @@ class _Follower:
         self.tensors.append(ArenaTensor("unwritten", "activation", (size,), offset, size, 0, 0))
         return len(self.tensors) - 1
 
-    def _read(self, at: int, record: Record, use: Use) -> None:
+    def _read(self, at: int, record: Record, use: Use) -> int:
         index = self.holder(use.start, use.end - use.start)
         tensor = self.tensors[index]
         tensor.last = at
         self.unread.discard(index)
-        if record.weights and use.index == 0 and tensor.kind == "activation":
-            self.input_of[record.weights] = tensor.name
         # COPY knows rows of bytes; what shape they have, the operator knows that takes them.
-        copied = self.records[tensor.first].kind == n.OP_COPY
+        copied = self.records[tensor.first].kind == n.OP_COPY and not record.backward
         if copied and use.index == 0 and record.kind >= n.OP_CONV and record.kind != n.OP_COPY:
             tensor.shape = record.input_shape
+        return index
 
-    def _write(self, at: int, record: Record, use: Use) -> None:
-        gradient = record.kind in (*LOSSES, n.OP_DENSE_BACK)
-        if record.kind == n.OP_COPY:
+    def _write(self, at: int, record: Record, use: Use, owner: int | None) -> None:
+        shape, size = record.written_shape, use.end - use.start
+        if record.kind == n.OP_COPY or record.rows[:2] != (0, record.rows[2]):
             for index in self.unread:
-                if (self.tensors[index].offset, self.tensors[index].end) == (use.start, use.end):
-                    self.tensors[index].last = at
+                tensor = self.tensors[index]
+                if tensor.offset == use.start and (tensor.size == size or tensor.shape == shape):
+                    tensor.size, tensor.last = max(tensor.size, size), at
+                    self.makers[index].append(at)
                     return
             self.unread.add(len(self.tensors))
-        name = self._gradient_of(at, record) if gradient else self.labels[at]
-        # The gradient at a layer's input has that layer's inputs.
-        shape = record.input_shape if gradient else record.output_shape
-        kind = "gradient" if gradient else "activation"
-        self.tensors.append(ArenaTensor(name, kind, shape, use.start, use.end - use.start, at, at))
+        kind, name, index = "activation", self.names[at], len(self.tensors)
+        if record.kind == n.OP_MASK:
+            kind, name = "mask", f"mask of {name}"
+        elif record.backward:
+            kind = "gradient"
+            name, shape = self._gradient(at, record, owner, index)
+        self.tensors.append(ArenaTensor(name, kind, shape, use.start, size, at, at))
+        self.makers[index] = [at]
 
-    def _gradient_of(self, at: int, record: Record) -> str:
+    # Of which layer a record is.
+
+    def _name(self, at: int, record: Record, owner: int | None) -> str:
         if record.kind in LOSSES:
-            logits = next((u for u in record.of(n.BUF_ARENA) if u.index == 0), None)
-            return "gradient at " + (self.tensors[self.holder(logits.start)].name if logits else self.labels[at])
-        return "gradient at " + self.input_of.get(record.weights, self.labels[at] + "'s input")
+            return "loss"
+        if owner is None:
+            return record.op
+        return next(self.layers, record.op) if owner == at else self.names[owner]
+
+    def _owner(self, at: int, record: Record) -> int | None:
+        """The forward record that a record belongs to: itself, if it is one; None where none is found."""
+        if record.kind in LOSSES:
+            return None
+        if record.kind == n.OP_MASK:
+            return self._maker(self.read[at].get(0))
+        if not record.backward:
+            return at
+        if record.kind == n.OP_RELU_BACK:
+            return self._maker(self._masked(at))
+        if record.kind == n.OP_SUM:
+            return self._maker(self._summed(at))
+        before = [i for i in range(at) if not self.records[i].backward and self._belongs(record, self.records[i])]
+        reached = self.stands_at.get(self.read[at].get(0, -1), frozenset())
+        near = [i for i in before if any(i in self.makers.get(tensor, ()) for tensor in reached)]
+        # Parameters of one content may be kept once for several layers, and operators have shapes in common.
+        return max(near or (before if record.kind not in _FORWARD else []), default=None)
+
+    def _belongs(self, record: Record, other: Record) -> bool:
+        """Whether a backward record can be that of a forward record."""
+        if record.kind in _FORWARD:
+            alike = (record.input_shape, record.output_shape) == (other.input_shape, other.output_shape)
+            # Pieces that are put together side by side may have shapes in common.
+            place = record.kind != n.OP_CROP or record.extra == other.extra
+            return other.kind in _FORWARD[record.kind] and alike and place
+        places = {(w.use.buffer, w.use.start) for w in record.weights}
+        index = 2
+        if record.kind == n.OP_UPDATE_BIAS:
+            index = 3
+            places = {(u.buffer, u.start) for u in record.uses if u.index == 2}
+        use = other.operand(index)
+        return use is not None and (use.buffer, use.start) in places
+
+    def _maker(self, tensor: int | None) -> int | None:
+        """The record that first wrote a tensor; of a mask, that which wrote what it was made of."""
+        maker = None
+        while tensor in self.makers:
+            maker = self.makers[tensor][0]
+            tensor = self.read[maker].get(0) if self.records[maker].kind == n.OP_MASK else None
+        return maker
+
+    # Of which tensor a gradient is.
+
+    def _masked(self, at: int) -> int | None:
+        """The tensor whose codes or bits decide where a gradient passes."""
+        tensor = self.read[at].get(4)
+        if tensor in self.makers and self.tensors[tensor].kind == "mask":
+            return self.read[self.makers[tensor][0]].get(0)
+        return tensor
+
+    def _summed(self, at: int) -> int | None:
+        """The tensor at which both addends stand."""
+        a, b = self.read[at].get(0, -1), self.read[at].get(4, -1)
+        both = self.stands_at.get(a, frozenset()) & self.stands_at.get(b, frozenset())
+        last = max(both, default=None)
+        if a != b or last not in self.makers:
+            return last
+        return self.read[self.makers[last][0]].get(0)  # of a tensor added to itself; the sum itself is not meant
+
+    def _behind(self, tensor: int | None) -> frozenset[int]:
+        """A tensor, and those that a gradient at it stands at, too: what was added up to make it."""
+        found: set[int] = set()
+        open_ = [tensor]
+        while open_:
+            tensor = open_.pop()
+            if tensor is None or tensor in found:
+                continue
+            found.add(tensor)
+            for maker in self.makers.get(tensor, ()):
+                if self.records[maker].kind == n.OP_ADD:
+                    open_ += [self.read[maker].get(0), self.read[maker].get(2)]
+        return frozenset(found)
+
+    def _gradient(self, at: int, record: Record, owner: int | None, index: int) -> tuple[str, tuple[int, ...]]:
+        """Name and shape of the gradient that becomes tensor `index`."""
+        if record.kind == n.OP_SUM:
+            tensor, title = self._summed(at), "summed gradient"
+        elif record.kind == n.OP_RELU_BACK:
+            tensor, title = self._masked(at), "masked gradient"
+        else:
+            source = at if record.kind in LOSSES else owner
+            tensor, title = None if source is None else self.read[source].get(0), "gradient"
+        self.stands_at[index] = self._behind(tensor)
+        if tensor is None:
+            return f"{title} at {self.names[at]}'s input", record.written_shape
+        found = self.tensors[tensor]
+        return f"{title} at {found.name}", found.shape
 
 
 def _alive(tensors: list[ArenaTensor], at: int) -> int:

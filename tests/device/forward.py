@@ -73,8 +73,8 @@ def run_record(folder, stem, executor):
     with open(folder + "/" + stem + ".rec", "rb") as f:
         program = bytearray(f.read(128))
         sizes = struct.unpack_from("<7I", program, 16)
-        arena, frozen = bytearray(f.read(sizes[1])), bytearray(f.read(sizes[2]))
-    code = executor(program, [None, arena, frozen, None, None, bytearray(sizes[5]), None], 0, 1)
+        arena, frozen = bytearray(f.read(sizes[1])), bytearray(f.read(sizes[6]))
+    code = executor(program, [None, arena, None, None, None, bytearray(sizes[5]), frozen], 0, 1)
     return "%d %08x" % (code, crc32(arena) & 0xFFFFFFFF)
 
 

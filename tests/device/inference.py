@@ -43,7 +43,7 @@ def forward(*plans):
             heap = _used() - before
             whole = _least(model.output, x)
             records = 0
-            if not model.windows:
+            if not model.streamed:
                 call = model.forward, model.table, 0
                 records = _least(model.run, *call, model.records) - _least(model.run, *call, 0)
             print("forward", path, whole, records, heap)

@@ -21,13 +21,15 @@ def heap(path):
     for _ in range(4):
         before = used()
         model = load(path)
-        trainer = Trainer(model)
+        trainer = Trainer(model) if model.trainings else None
         after = used()
-        x, target = bytes(model.input_bytes), 0 if model.loss_kind == 1 else bytes(model.target_bytes)
-        trainer.step(x, target)
-        once = used()
-        trainer.step(x, target)
-        twice = used()
+        x, target = bytes(model.input_bytes), 0 if model.labelled else bytes(model.target_bytes)
+        once = twice = 0
+        for i in range(len(model.trainings)):
+            trainer.step(x, target, i)
+            once = once or used()
+            trainer.step(x, target, i)
+            twice = used()
         del model, trainer, x, target
         least = min(least, after - before)
         grown = min(grown, twice - once)
@@ -44,7 +46,7 @@ def locked(path, stem):
     xs = [data[12 + i * k : 12 + (i + 1) * k] for i in range(steps)]
     at = 12 + steps * k
     ts = [data[at + i * t : at + (i + 1) * t] for i in range(steps)]
-    if model.loss_kind == 1:
+    if model.labelled:
         ts = [struct.unpack("<H", v)[0] for v in ts]
     gc.collect()
     micropython.heap_lock()

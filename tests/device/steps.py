@@ -21,7 +21,7 @@ def run(folder, stem, executor=None):
     for i in range(steps):
         x = inputs[i * k : (i + 1) * k]
         target = targets[i * t : (i + 1) * t]
-        trainer.step(x, struct.unpack("<H", target)[0] if model.loss_kind == 1 else target)
+        trainer.step(x, struct.unpack("<H", target)[0] if model.labelled else target)
         blocks = (model.train_blob, model.state, model.output(x))
         lines.append(" ".join("%08x" % (crc32(b) & 0xFFFFFFFF) for b in blocks))
     return lines

@@ -73,7 +73,10 @@ static void session(uint32_t flags) {
     for (int b = 0; b < UL_BUFFERS; b++) {
         table[b] = (ul_buffer){NULL, number(), 0, 0};
     }
-    for (int b = UL_BUF_ARENA; b < UL_BUF_TARGET; b++) {
+    for (int b = 0; b < UL_BUFFERS; b++) {
+        if (b == UL_BUF_INPUT || b == UL_BUF_TARGET) {
+            continue;
+        }
         const int sent = b == UL_BUF_FROZEN || b == UL_BUF_TRAIN || b == UL_BUF_STATE;
         table[b].data = sent ? received(table[b].bytes) : room(table[b].bytes);
         if (!sent) {
@@ -117,7 +120,10 @@ static void session(uint32_t flags) {
     }
     fflush(stdout); // what was answered before a sanitizer ends the process tells which session it was
     free(frozen);
-    for (int b = UL_BUF_ARENA; b < UL_BUF_TARGET; b++) {
+    for (int b = 0; b < UL_BUFFERS; b++) {
+        if (b == UL_BUF_INPUT || b == UL_BUF_TARGET) {
+            continue;
+        }
         free(table[b].data);
     }
     for (uint32_t i = 0; i < programs; i++) {

@@ -1,0 +1,96 @@
+"""Networks with branches train to the bits of the independent reference on every executor (tests/branches.py)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import branches
+import cases
+import steps
+import ulearn
+from conftest import HERE, Device
+from test_bits import FIRMWARE, listing, micropython
+from ulearn import ulab_executor
+from ulearn_host import emulate
+from ulearn_host import numbers as n
+
+PLANS = 150
+ON_THE_CHIP = 16
+
+
+@pytest.fixture(scope="module")
+def made() -> list[cases.Case]:
+    """All cases."""
+    return [branches.random_case(seed) for seed in range(PLANS)]
+
+
+@pytest.fixture(scope="module")
+def folder(made: list[cases.Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of all cases."""
+    path = tmp_path_factory.mktemp("branches")
+    for case in made:
+        cases.write(case, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wanted(made: list[cases.Case]) -> dict[str, list[str]]:
+    """The reference's lines by case."""
+    return {f"case{case.seed}": cases.expected(case) for case in made}
+
+
+def test_cases_cover_the_format(made: list[cases.Case], wanted: dict[str, list[str]]) -> None:
+    """Every record of training occurs often, wide and narrow, and training changes weights nearly always."""
+    count: dict[tuple[int, bool], int] = {}
+    either = n.FLAG_NARROW_OUT | n.FLAG_NARROW_IN
+    for case in made:
+        for program in case.plan.programs[1:]:
+            for key in {(r.op, bool(r.fields.get("flags", 0) & either)) for r in program.records}:
+                count[key] = count.get(key, 0) + 1
+    losses = (n.OP_SOFTMAX_CE, n.OP_MSE, n.OP_HINGE)
+    forward = (n.OP_DENSE, n.OP_CONV_TRAINED, n.OP_DEPTHWISE_TRAINED, n.OP_MASK)
+    dense = (n.OP_DENSE_BACK, n.OP_UPDATE_WEIGHT)
+    for op in (*losses, *forward, *dense):
+        assert count[op, False] >= 5, op
+    for op in (n.OP_UPDATE_BIAS, *range(n.OP_CONV_BACK, n.OP_RELU_BACK + 1)):
+        for narrow in (False, True):
+            assert count.get((op, narrow), 0) >= 1, (op, narrow)
+    moving = [len({line.split()[0] for line in lines}) for lines in wanted.values()]
+    assert sum(m > cases.STEPS // 2 for m in moving) > 0.8 * PLANS
+
+
+def test_native_cpython(folder: Path, wanted: dict[str, list[str]]) -> None:
+    """CPython with the C core."""
+    assert ulearn.executor == "native"
+    for stem, lines in wanted.items():
+        assert steps.run(str(folder), stem) == lines, stem
+
+
+def test_ulab_executor_with_numpy(folder: Path, wanted: dict[str, list[str]]) -> None:
+    """CPython with numpy in ulab's place."""
+    for stem, lines in wanted.items():
+        assert steps.run(str(folder), stem, ulab_executor.run) == lines, stem
+
+
+@pytest.mark.parametrize("kind", ["user module", "native module"])
+def test_unix(kind: str, folder: Path, wanted: dict[str, list[str]], tmp_path: Path) -> None:
+    """The Unix port with the kernels built in, and the stock one with the native .mpy."""
+    if kind == "native module":
+        for module in emulate.NATIVE_MODULES:
+            shutil.copy(emulate.find_native("x64", module=module), tmp_path)
+    interpreter = emulate.find_micropython(user_module=kind == "user module")
+    code = f"import steps; steps.main('.', {list(wanted)})"
+    lines = micropython(interpreter, folder, [tmp_path, FIRMWARE, HERE / "device"], code)
+    assert lines == ["executor native", *listing(wanted)]
+
+
+def test_cortex_m0(cortex_m0: Device, folder: Path, wanted: dict[str, list[str]]) -> None:
+    """The emulated Cortex-M0: 32 bits, the inner loops in assembler."""
+    chosen = {f"case{seed}": wanted[f"case{seed}"] for seed in range(ON_THE_CHIP)}
+    files = [folder / f"{stem}{end}" for stem in chosen for end in (".ulm", ".bin")]
+    cortex_m0.put(*files, HERE / "device" / "steps.py")
+    lines = cortex_m0.run(f"import steps; steps.main('.', {list(chosen)})")
+    assert lines == ["executor native", *listing(chosen)]
