@@ -223,6 +223,7 @@ def random_options(rng: Generator, network: Network) -> Options:
         gates=bool(rng.random() < 0.7),
         selection=chosen,
         gradients="int8" if rng.random() < 0.4 else "int16",
+        recompute=bool(rng.random() < 0.3),
     )
 
 

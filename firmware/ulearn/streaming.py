@@ -20,12 +20,10 @@ class Streamed:
         sizes = [w[i + 1] - w[i] for w in windows for i in range(0, len(w), 2)]
         self.window = memoryview(bytearray(max(sizes)))
         self.file = None
-        self.length = 0
 
     def run(self, program, table, first, count, index=-1, base=None):
         # As the executor's own. The file stays open, so that a step allocates nothing.
-        if self.file is None:
-            self.file = open(self.path, "rb")
+        self.open()
         i = 0
         while self.programs[i] is not program:
             i += 1
@@ -42,6 +40,10 @@ class Streamed:
             if code < 0:
                 return code
         return count
+
+    def open(self):
+        if self.file is None:
+            self.file = open(self.path, "rb")
 
     def _read(self, start, size):
         if size > 0:

@@ -35,6 +35,8 @@ class Trainer:
         from ._training import load
 
         load()
+        if model.streamed:
+            model.streamed.open()  # no step allocates, the first one included
         self.model = model
         self.seed = 1 if seed is None else seed  # of the order of samples
         if seed is not None:

@@ -11,7 +11,10 @@ from ulearn_host.compiler import Plan
 from ulearn_host.errors import UserError
 from ulearn_host.network import Network
 
-MARGIN_BYTES = 2048  # for what a heap in use cannot deal out: gaps between blocks, a few objects of the program
+# What a heap must have beside that: the loader's code, which is forgotten again, leaves it in pieces, and each large block
+# needs a hole of its own. Of a training step's arena and frozen weights in RAM; a bound over what the emulated Cortex-M0
+# needed for six plans of kws01, 16,000 to 36,000 bytes (tests/test_search.py, test_it_fits_the_board).
+LOADING_BYTES = 16_000
 STORE_BYTES = 96  # of ulearn.Samples, besides its samples
 # Where frozen weights lie: copied from a file, read from it record by record, or where the plan lies (ROMFS).
 Place = Literal["ram", "stream", "in-place"]
@@ -23,7 +26,8 @@ class Footprint:
     """Bytes of a 32-bit board's heap.
 
     code: MicroPython's own objects, the package and the native modules; plan: programs, tables, objects; frozen: what
-    of the frozen weights is in RAM at a time; weights: trained ones; data: the samples that are kept.
+    of the frozen weights is in RAM at a time; weights: trained ones; data: the samples that are kept; margin: what loading
+    takes for a while, and gaps.
     """
 
     code: int
@@ -48,7 +52,7 @@ class Footprint:
             "trained weights": self.weights,
             "arena": self.arena,
             "data buffer": self.data,
-            "margin": self.margin,
+            "margin, to load it": self.margin,
         }
 
     def __str__(self) -> str:
@@ -56,12 +60,18 @@ class Footprint:
 
 
 class Heap(NamedTuple):
-    """Of a plan with its trainer; the parts as in Footprint. arena: with scratch."""
+    """Of a plan with its trainer; the parts as in Footprint. total: without the margin; arena: with scratch."""
 
     total: int
     frozen: int
     weights: int
     arena: int
+    margin: int
+
+    @property
+    def needed(self) -> int:
+        """To load it."""
+        return self.total + self.margin
 
 
 def bytes_of(text: str) -> int:
@@ -86,4 +96,6 @@ def heap(plan: Plan, path: Path, place: Place = "ram") -> Heap:
     f = read.frozen
     total = {"ram": f.ram_held, "stream": f.ram_streamed, "in-place": f.ram_in_place}[place]
     frozen = {"ram": f.size, "stream": f.window_bytes, "in-place": 0}[place]
-    return Heap(total, frozen, read.buffers["train"], read.buffers["arena"] + read.buffers["scratch"])
+    arena = read.buffers["arena"] + read.buffers["scratch"]
+    margin = max(LOADING_BYTES, arena + 1000) + (min(f.size, LOADING_BYTES) if place == "ram" else 0)
+    return Heap(total, frozen, read.buffers["train"], arena, margin)

@@ -119,21 +119,15 @@ def prepare(
         typer.Option(
             "--learning-rate",
             "--lr",
-            min=1e-8,
-            max=1e5,
             metavar="RATE",
             help="Of the first epoch; default: measured on the samples.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
-    tune: Annotated[
+    no_tune: Annotated[
         bool,
-        typer.Option(
-            "--tune/--no-tune",
-            help="Whether to measure the learning rate where it is not given.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = True,
+        typer.Option("--no-tune", help="Take the scheme's own learning rate unmeasured.", rich_help_panel=_TRAINING),
+    ] = False,
     ram: Annotated[
         str | None,
         typer.Option(
@@ -145,13 +139,7 @@ def prepare(
     ] = None,
     buffer: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            metavar="N",
-            help="Samples that the board keeps; default: 22.",
-            rich_help_panel=_SEARCH,
-        ),
+        typer.Option(metavar="N", help="Samples that the board keeps; default: 22.", rich_help_panel=_SEARCH),
     ] = None,
     place: Annotated[
         str | None,
@@ -178,6 +166,10 @@ def prepare(
     ):
         if value is not None:
             _one_of(name, value, allowed)
+    if learning_rate is not None and not 1e-8 <= learning_rate <= 1e5:
+        raise UserError(f"--learning-rate {learning_rate:g} is out of range; expected 1e-8 to 1e5")
+    if no_tune and ram:
+        raise UserError("--no-tune does not go with --ram, which measures rates as well; give --learning-rate instead")
     budget = _budget(ram, buffer, place, weights, gradients, learning_rate)
     _fitting(budget, scheme, layers, {"buffer": buffer is not None, "place": place is not None, "restart": restart})
     names = tuple(name.strip() for name in labels.split(",")) if labels else ()
@@ -216,7 +208,7 @@ def prepare(
             found = preparation.searched(network, samples, budget, options, cache, steps)
             options, rate = found.choice.options(options), found.choice.learning_rate
             tuned = Tuned(rate, "measured" if learning_rate is None else "given")
-        elif tune and learning_rate is None and samples is not None and options.scheme != "none":
+        elif not no_tune and learning_rate is None and samples is not None and options.scheme != "none":
             tick = steps.bar("measuring the learning rate")
             tuned = preparation.tune(network, samples, options, compile_plan(network, options), tick)
             said += [tuned.note] if tuned.note else []
@@ -252,7 +244,7 @@ def prepare(
         soft_wrap=True,
     )
     if found:
-        display.console.print(preparation.advice(found.choice, path), markup=False, soft_wrap=True)
+        display.console.print(preparation.advice(found.choice, path, place is None), markup=False, soft_wrap=True)
     for note in said:
         display.console.print(f"note: {note}", markup=False, soft_wrap=True)
 
@@ -272,6 +264,8 @@ def _budget(
     if ram is None:
         return None
     size = bytes_of(ram)
+    if buffer is not None and not 0 <= buffer <= 65535:
+        raise UserError(f"--buffer {buffer} is out of range; expected 0 to 65,535 samples")
     kinds = cast(WeightType | None, weights), cast(GradientType | None, gradients)
     return Budget(size, 22 if buffer is None else buffer, cast(Place | None, place), *kinds, rate)
 

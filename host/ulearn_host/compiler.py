@@ -18,6 +18,7 @@ from ulearn_host.errors import UserError
 from ulearn_host.lowering import Blob, Lowering, Record, dimensions
 from ulearn_host.network import Elementwise, Network, Op, Pool, Softmax, Tensor, Weighted
 from ulearn_host.parameters import Kept, Parameters, Trainable, WeightType
+from ulearn_host.recompute import fewest_bytes, original
 from ulearn_host.records import RECORD
 from ulearn_host.schemes import NOTHING, Scheme, Selection, aliases, check, selection, upstream
 
@@ -42,7 +43,7 @@ class Options:
     selection: for the scheme 'sparse', (rows, bias) for each layer, see schemes.Part. fraction: fraction bits of int16
     weights. gradients: int16 keeps 12-bit mantissas everywhere, int8 8-bit ones for gradients of 256 numbers or more.
     gates: a board can switch each trainable tensor off. layerwise: one training program for each trained layer, so that
-    nothing below it has to be kept.
+    nothing below it has to be kept. recompute: activations are computed again where that makes the arena smaller.
     """
 
     scheme: Scheme = "last+bias"
@@ -52,6 +53,7 @@ class Options:
     selection: tuple[tuple[int, bool], ...] | None = None
     gradients: GradientType = "int16"
     layerwise: bool = False
+    recompute: bool = False
 
     def parts(self, network: Network) -> Selection:
         """What of each layer trains."""
@@ -181,7 +183,10 @@ class _Compiler:
                 gated=self.options.gates,
             )
             backward = Backward(context, parts)
-            programs.append((name, self.forward(parts) + backward.records()))
+            forward, back = self.forward(parts), backward.records()
+            programs.append(
+                (name, fewest_bytes(forward, back, self._lives) if self.options.recompute else forward + back)
+            )
             gated += backward.gates
         for record, gate in gated:  # the gates lie behind the gains, of which all are known now
             record.fields["gate"] = self.slots.first_gate + gate
@@ -207,21 +212,25 @@ class _Compiler:
         body = b"".join(_pack(record, offsets) for record in records)
         return Program(name, records, lives, offsets, arena, scratch, head + body)
 
-    def _lives(self, records: list[Record], output: str) -> list[memory.Life]:
-        """When each arena tensor is in use, and which may take the place of which."""
+    def _lives(self, records: list[Record], output: str | None = None) -> list[memory.Life]:
+        """When each arena tensor is in use, and which may take the place of which. output: what is read at the end."""
         spans: dict[str, list[int]] = {}
         for at, record in enumerate(records):
             for tensor in record.reads():
                 spans.setdefault(tensor, []).append(at)
-        # The output is read after the program has ended.
-        spans[output].append(len(records))
+        if output is not None:
+            spans[output].append(len(records))
         heirs: dict[str, str] = {}
         for at, record in enumerate(records):
             for before in record.in_place:
                 last_use = spans[before][-1] == at and before != record.writes[0]
                 if last_use and before not in heirs and record.writes[0] not in heirs.values():
                     heirs[before] = record.writes[0]
-        return [memory.Life(t, self.sizes[t], s[0], s[-1], heirs.get(t)) for t, s in spans.items()]
+        return [memory.Life(t, self._size(t), s[0], s[-1], heirs.get(t)) for t, s in spans.items()]
+
+    def _size(self, tensor: str) -> int:
+        """Bytes of an arena tensor; one that is made again is as large as it was."""
+        return self.sizes[original(tensor)]
 
     def state(self) -> bytes:
         """The first STATE: every gate open, gains still to be learned, the default rate."""

@@ -182,8 +182,8 @@ def _check_room(network: Network, budget: Budget, places: Sequence[Place], terms
     search.search_places(network, nothing, budget.ram, places, **terms)
 
 
-def advice(choice: Choice, path: Path) -> str:
-    """How to load the plan, so that its frozen weights lie where the budget has them."""
+def advice(choice: Choice, path: Path, free: bool) -> str:
+    """How to load the plan, so that its frozen weights lie where the budget has them. free: whether that was chosen."""
     how = {
         "ram": f'ulearn.load("{path.name}", frozen="ram")',
         "stream": f'ulearn.load("{path.name}", frozen="stream")',
@@ -194,6 +194,13 @@ def advice(choice: Choice, path: Path) -> str:
         "stream": "frozen weights stay in the plan's file and are read as they are needed",
         "in-place": "frozen weights stay in flash: the plan lies in a ROMFS",
     }
+    if free and choice.place == "stream":
+        held = [c for c in choice.alternatives if c.place == "ram"]
+        best = max((c.gain or 0.0 for c in held), default=None)
+        why = "there is no room for them in RAM"
+        if best is not None and choice.gain is not None:
+            why = f"that gains {100 * (choice.gain - best):.1f} points more than holding them in RAM would"
+        return f"{what[choice.place]}, since {why}: load it with {how[choice.place]}"
     return f"{what[choice.place]}: load it with {how[choice.place]}"
 
 

@@ -21,10 +21,10 @@ from ulearn_host.timeline import Timeline, trace
 # each training program, the model a list of them with room for 4, 8, 16...
 _BLOCK = 16
 _WORD = 4
-_MODEL_BYTES = 640
+_MODEL_BYTES = 720
 _TRAINER_BYTES = 32
 _VIEWS_BYTES = 48
-_STREAM_BYTES = 352
+_STREAM_BYTES = 160
 _LOSSES = {
     n.LOSS_NONE: "none",
     n.LOSS_SOFTMAX_CE: "softmax cross-entropy",

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ulearn_host.budget import MARGIN_BYTES, PLACES, Footprint, Heap, Place, heap
+from ulearn_host.budget import PLACES, Footprint, Heap, Place, heap
 from ulearn_host.compiler import GradientType, Options, Plan, compile_plan
 from ulearn_host.contribution import Candidate, Contribution, Contributions, last_only, measure, with_candidates
 from ulearn_host.errors import UserError
@@ -30,6 +30,7 @@ Arithmetic = tuple[GradientType, WeightType]
 # In order of preference among equals: what costs no accuracy first (numerics.md).
 ARITHMETIC: tuple[Arithmetic, ...] = (("int16", "int16"), ("int8", "int16"), ("int16", "int8"), ("int8", "int8"))
 _EQUAL = 1e-9
+_LEFT_OUT, _NO_GAIN = "left out of the whole", "no gain in the whole"
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,13 @@ class _Terms:
     place: Place
     code: int
     data: int
-    margin: int
     total: int
     caution: float
 
     @property
     def room(self) -> int:
         """For the plan."""
-        return self.total - self.code - self.data - self.margin
+        return self.total - self.code - self.data
 
 
 class _Sizes:
@@ -133,7 +133,7 @@ class _Sizes:
     def fits(self, chosen: Sequence[Candidate], room: int) -> bool:
         """Whether it takes no more than so many bytes."""
         size = self.of(chosen)
-        return size is not None and size.total <= room
+        return size is not None and size.needed <= room
 
 
 Levels = list[Contribution]  # of one layer, or of the bias depth: the largest gain first
@@ -209,7 +209,6 @@ def search(
     *,
     data_buffer_bytes: int,
     code_bytes: int,
-    margin_bytes: int = MARGIN_BYTES,
     options: Options | None = None,
     arithmetic: Sequence[Arithmetic] = ARITHMETIC,
     place: Place = "ram",
@@ -225,7 +224,7 @@ def search(
     arithmetic. The best choices of the other kinds, and the last layer alone, are its alternatives. Raises UserError
     where not even the last layer fits.
     """
-    terms = _Terms(place, code_bytes, data_buffer_bytes, margin_bytes, ram_bytes, caution)
+    terms = _Terms(place, code_bytes, data_buffer_bytes, ram_bytes, caution)
     variables = _variables(contributions, caution)
     found: list[Choice] = []
     bare: list[Choice] = []  # the last layer alone
@@ -302,7 +301,7 @@ def _shifted(progress: Progress, by: int, total: int) -> Progress:
 
 def _footprint(size: Heap, terms: _Terms) -> Footprint:
     plan = size.total - size.frozen - size.weights - size.arena
-    return Footprint(terms.code, plan, size.frozen, size.weights, size.arena, terms.data, terms.margin)
+    return Footprint(terms.code, plan, size.frozen, size.weights, size.arena, terms.data, size.margin)
 
 
 class TooSmall(UserError):
@@ -317,7 +316,7 @@ def _too_small(sizes: Sequence[_Sizes], terms: _Terms) -> UserError:
     known = [size for size in (s.of([]) for s in sizes) if size]
     if not known:
         return UserError("the last layer cannot be compiled for training, so nothing can be chosen")
-    needed = _footprint(min(known), terms)
+    needed = _footprint(min(known, key=lambda size: size.needed), terms)
     where = {"ram": "", "stream": " with its frozen weights streamed", "in-place": " with its frozen weights in flash"}
     return TooSmall(
         f"{terms.total:,} bytes of RAM are {needed.total - terms.total:,} too few even to train the last layer alone"
@@ -361,7 +360,7 @@ def _rows(sizes: _Sizes, branches: _Branches, contributions: Contributions, term
     yield Row(layers[last].name, "weights, bias", contributions.last_gain, contributions.last_error, alone.total)
     for item in branches.best:
         less = sizes.of([c for c in chosen if c != item.candidate])
-        spent = whole.total - less.total if less else 0
+        spent = whole.needed - less.needed if less else 0
         yield _row(sizes.network, item, spent)
     taken = {(c.kind, c.layer if c.kind == "weights" else -1) for c in chosen}
     groups: dict[tuple[str, int], Contribution] = {}
@@ -375,11 +374,11 @@ def _rows(sizes: _Sizes, branches: _Branches, contributions: Contributions, term
             note = "no gain" if item.gain <= 0 else "too uncertain a gain"
         elif more is None:
             note = "sums could overflow with this arithmetic"
-        elif more.total > terms.room:
-            note = f"{more.total - terms.room:,} bytes too many beside the rest"
+        elif more.needed > terms.room:
+            note = f"{more.needed - terms.room:,} bytes too many beside the rest"
         else:
-            note = "left out of the whole" if complete else "not reached before the search's limit"
-        yield _row(sizes.network, item, more.total - whole.total if more else 0, note)
+            note = _LEFT_OUT if complete else "not reached before the search's limit"
+        yield _row(sizes.network, item, more.needed - whole.needed if more else 0, note)
 
 
 def _row(network: Network, item: Contribution, size: int, note: str = "") -> Row:
@@ -417,6 +416,9 @@ def settle(
             c, gain=m.gain, error=m.error, before=m.before, accuracy=m.accuracy, learning_rate=m.rate, alternatives=()
         )
         for c, m in zip(everyone, found, strict=True)
+    ]
+    settled = [
+        replace(c, rows=tuple(replace(r, note=_NO_GAIN) if r.note == _LEFT_OUT else r for r in c.rows)) for c in settled
     ]
     first, *rest = sorted(settled, key=lambda c: (-round(c.gain or 0.0, 9), PLACES.index(c.place), c.ram.total))
     return replace(first, alternatives=tuple(rest))

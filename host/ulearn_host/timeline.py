@@ -175,7 +175,7 @@ class _Follower:
         if record.kind == n.OP_MASK:
             return self._maker(self.read[at].get(0))
         if not record.backward:
-            return at
+            return self._first_time(at, record)
         if record.kind == n.OP_RELU_BACK:
             return self._maker(self._masked(at))
         if record.kind == n.OP_SUM:
@@ -185,6 +185,13 @@ class _Follower:
         near = [i for i in before if any(i in self.makers.get(tensor, ()) for tensor in reached)]
         # Parameters of one content may be kept once for several layers, and operators have shapes in common.
         return max(near or (before if record.kind not in _FORWARD else []), default=None)
+
+    def _first_time(self, at: int, record: Record) -> int:
+        """Of a forward record behind the loss, which computes again what was not kept: the one that it repeats."""
+        if not any(other.kind in LOSSES for other in self.records[:at]):
+            return at
+        alike = (i for i in range(at) if _constants(self.records[i]) == _constants(record))
+        return next(alike, at)
 
     def _belongs(self, record: Record, other: Record) -> bool:
         """Whether a backward record can be that of a forward record."""
@@ -265,3 +272,9 @@ def _alive(tensors: list[ArenaTensor], at: int) -> int:
         total += max(0, end - max(reached, tensor.offset))
         reached = max(reached, end)
     return total
+
+
+def _constants(record: Record) -> tuple[object, ...]:
+    """What two runs of one forward record have in common."""
+    fixed = [(u.index, u.buffer, u.start, u.end) for u in record.uses if u.buffer != n.BUF_ARENA]
+    return record.kind, record.input_shape, record.output_shape, record.kernel, record.stride, record.rows, *fixed

@@ -14,13 +14,13 @@ def used():
     return gc.mem_alloc()
 
 
-def heap(path):
+def heap(path, frozen="auto"):
     # The least of several: what the first load interns and caches belongs to the code, and a collector that takes any
     # word on the stack for a pointer may keep something of the round before.
     least = grown = 1 << 29
     for _ in range(4):
         before = used()
-        model = load(path)
+        model = load(path, frozen=frozen)
         trainer = Trainer(model) if model.trainings else None
         after = used()
         x, target = bytes(model.input_bytes), 0 if model.labelled else bytes(model.target_bytes)
@@ -30,14 +30,15 @@ def heap(path):
             once = once or used()
             trainer.step(x, target, i)
             twice = used()
+        model.close()
         del model, trainer, x, target
         least = min(least, after - before)
         grown = min(grown, twice - once)
     print("heap", least, grown)
 
 
-def locked(path, stem):
-    model = load(path)
+def locked(path, stem, frozen="auto"):
+    model = load(path, frozen=frozen)
     with open(stem + ".bin", "rb") as f:
         data = f.read()
     steps = struct.unpack_from("<H", data, 10)[0]

@@ -1,13 +1,11 @@
 # All that training takes, in a heap of so many bytes: package, kernels, plan, samples. Run by tests/test_memory.py.
 import gc
 
-HEAP = 98304
-
 
 def ballast(heap):
-    # Takes what the heap has beyond `heap` bytes, from its far end down, so that the rest is a heap of that size.
+    # Takes what the heap has beyond `heap` bytes, so that the rest is a heap of that size.
     gc.collect()
-    return bytearray(gc.mem_alloc() + gc.mem_free() - heap)
+    return bytearray(max(0, gc.mem_alloc() + gc.mem_free() - heap))
 
 
 def main(path, heap, frozen, clips, epochs):
