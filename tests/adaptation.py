@@ -38,7 +38,7 @@ from ulearn_host.compiler import Options
 from ulearn_host.importers import from_sklearn
 from ulearn_host.prepare import prepare
 from ulearn_host.quantise import FloatDense, forward
-from ulearn_host.schemes import NAMED_SCHEMES, named_part
+from ulearn_host.schemes import TRAINING_SCHEMES, Part, named_part
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = (1, 2, 3)
@@ -68,7 +68,7 @@ class Windows:
 class Settings:
     """What is tried. skip: the integer step's threshold for samples that are right already; float32 has none."""
 
-    schemes: tuple[str, ...] = NAMED_SCHEMES
+    schemes: tuple[str, ...] = TRAINING_SCHEMES
     rates: tuple[float, ...] = RATES
     epochs: int = EPOCHS
     seeds: tuple[int, ...] = SEEDS
@@ -146,13 +146,28 @@ class Course:
     skip: float
 
 
+def parts(layers: Sequence[FloatDense], scheme: str) -> tuple[Part, ...]:
+    """What of each layer trains; 'sparse': the last layer, half of the one before with its biases."""
+    sizes = [len(layer.weights) for layer in layers]
+    if scheme == "sparse":
+        rows = [0] * (len(sizes) - 2) + [sizes[-2] // 2, sizes[-1]]
+        return tuple(Part(r, r > 0) for r in rows)
+    trains = [named_part(i, len(sizes), scheme) for i in range(len(sizes))]
+    return tuple(Part(size if weights else 0, bias) for size, (weights, bias) in zip(sizes, trains, strict=True))
+
+
+def options(layers: Sequence[FloatDense], scheme: str) -> Options:
+    """The same for the board."""
+    return Options(scheme, selection=parts(layers, scheme) if scheme == "sparse" else None)  # type: ignore[arg-type]
+
+
 def adapt_float(layers: Sequence[FloatDense], x: Floats, y: Labels, course: Course) -> list[FloatDense]:
     """Plain stochastic gradient descent in float32, one sample a step, the rate halved after every epoch."""
     x = x.astype(np.float32)
     weights = [layer.weights.astype(np.float32) for layer in layers]
     biases = [layer.bias.astype(np.float32) for layer in layers]
-    trains = [named_part(i, len(layers), course.scheme) for i in range(len(layers))]
-    deepest = min(i for i, either in enumerate(trains) if any(either))
+    trains = parts(layers, course.scheme)
+    deepest = min(i for i, part in enumerate(trains) if part.any)
     for epoch, order in enumerate(orders(len(x), course.epochs, course.seed)):
         step = np.float32(course.rate * 0.5**epoch)
         for index in order:
@@ -165,9 +180,10 @@ def adapt_float(layers: Sequence[FloatDense], x: Floats, y: Labels, course: Cour
             gradient[y[index]] -= 1
             for i in reversed(range(deepest, len(layers))):
                 below = (gradient @ weights[i]) * (inputs[i] > 0) if i > deepest else gradient
-                if trains[i][0]:
-                    weights[i] -= np.outer(step * gradient, inputs[i])
-                if trains[i][1]:
+                if trains[i].rows:
+                    rows = slice(len(weights[i]) - trains[i].rows, None)
+                    weights[i][rows] -= np.outer(step * gradient[rows], inputs[i])
+                if trains[i].bias:
                     biases[i] -= step * gradient
                 gradient = below
     return [FloatDense(w, b, layer.relu) for w, b, layer in zip(weights, biases, layers, strict=True)]
@@ -200,7 +216,7 @@ def run_subject(windows: Windows, settings: Settings, subject: int, seed: int) -
         mean, spread = windows.features[others].mean(axis=0), windows.features[others].std(axis=0)
         x, y = np.clip((windows.features - mean) / spread, -REACH, REACH), windows.labels
         layers = pretrain(x[others], y[others], seed)
-        plans = [prepare(layers, x[others], y[others], options=Options(scheme)) for scheme in settings.schemes]
+        plans = [prepare(layers, x[others], y[others], options=options(layers, scheme)) for scheme in settings.schemes]
         models = [ulearn.load(plan.data) for plan in plans]
         x, y, executions = x[~others], y[~others], windows.executions[~others]
         codes = plans[0].network.input.codes(x)

@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "device")]
 
 import bench_tables  # noqa: E402
+import bench_training  # noqa: E402
 from conftest import data_folder  # noqa: E402
 from ulearn import plan as plan_file  # noqa: E402
 from ulearn_host import costs, deploy, emulate, report  # noqa: E402
@@ -34,8 +35,8 @@ from ulearn_host.schemes import NAMED_SCHEMES  # noqa: E402
 README = HERE.parent / "README.md"
 _IMPORT = (
     "import gc;gc.collect();gc.collect();a=gc.mem_alloc()\n"
-    "import ulearn,ulearn.model{more}\n"
-    "ulearn.executor;gc.collect();gc.collect();print('import',gc.mem_alloc()-a)"
+    "import ulearn;m=ulearn.load('code.ulm');{more}\n"
+    "gc.collect();gc.collect();print('import',gc.mem_alloc()-a)"
 )
 
 
@@ -88,15 +89,20 @@ def _macs(path: Path, kind: int) -> int:
 
 
 def code_sizes() -> dict[str, int]:
-    """Bytes of heap that importing takes on a freshly started board, for inference and with the trainer."""
-    sizes = {"native module": emulate.find_native("armv6m").stat().st_size}
+    """Bytes of heap that code takes on a freshly started board once a plan is loaded: to infer, and to train with
+    samples in a store. What the plan itself takes is `inspect`'s prediction, which tests/test_memory.py holds it to."""
+    sizes = {module: emulate.find_native("armv6m", module=module).stat().st_size for module in emulate.NATIVE_MODULES}
     with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
-        path = Path(temporary) / "last.ulm"
-        path.write_bytes(compile_plan(network(), Options("last")).data)
-        deploy.deploy(board.port, path)
-        for name, more in (("inference", ""), ("inference and training", ",ulearn.trainer")):
+        for name, scheme, more in (
+            ("inference", "none", ""),
+            ("training", "last", "import ulearn.samples;t=ulearn.Trainer(m)"),
+        ):
+            path = Path(temporary) / "code.ulm"
+            path.write_bytes(compile_plan(network(), Options(scheme)).data)
+            deploy.deploy(board.port, path)
             deploy.mpremote(board.port, "soft-reset")
-            sizes[name] = _line(board.port, _IMPORT.format(more=more), "import")[0]
+            taken = _line(board.port, _IMPORT.format(more=more), "import")[0]
+            sizes[name] = taken - report.read(path).ram_bytes
     return sizes
 
 
@@ -116,9 +122,9 @@ def text() -> str:
     lines += [" | ".join(row) for row in rows()]
     sizes = code_sizes()
     lines = [f"| {line} |" for line in lines]
-    lines += ["", f"Code on the heap (armv6m): {sizes['inference']:,} bytes imported for inference, "]
-    lines[-1] += f"{sizes['inference and training']:,} with the trainer; the native module's file has "
-    lines[-1] += f"{sizes['native module']:,}."
+    lines += ["", f"Code on the heap (armv6m), a plan being loaded: {sizes['inference']:,} bytes for inference, "]
+    lines[-1] += f"{sizes['training']:,} with the trainer; the native modules' files have "
+    lines[-1] += f"{sizes['ulab_kernels']:,} and {sizes['ulab_training']:,}."
     return "\n".join(lines)
 
 
@@ -162,6 +168,7 @@ def tables() -> dict[str, str]:
     found = {"bench": text(), "kernels": bench_tables.kernel_text()}
     if data_folder():
         found["models"] = bench_tables.model_text()
+        found["training"] = bench_training.text()
         found["accuracy"] = accuracy()
     else:
         print(f"{adaptation.data_file()} is missing: no tables of models and accuracies", file=sys.stderr)
@@ -183,6 +190,11 @@ def main() -> None:
         if arguments.write:
             put_into_readme(name, table)
         print(table, end="\n\n")
+    if data_folder():
+        import speakers
+
+        print(f"Keywords, {speakers.SHORT_SPEAKERS} speakers (all of them: python tests/speakers.py):")
+        print(speakers.short())
 
 
 if __name__ == "__main__":

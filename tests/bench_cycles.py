@@ -19,7 +19,7 @@ import bench_board
 import bench_tables
 from ulearn_host import emulate
 
-_HOT = ("ul_conv", "ul_depthwise", "ul_elementwise", "ul_sums")  # as in ulab_kernels/Makefile
+_HOT = ("ul_conv", "ul_depthwise", "ul_four", "ul_mask", "ul_runs", "ul_sums")  # as in ulab_kernels/Makefile
 _LINK = "SECTIONS { .text 0 : { KEEP(*(.vectors)) *(.text*) *(.rodata*) } .bss 0x20000000 : { *(.bss*) *(COMMON) } }"
 _FLAGS = ["-mcpu=cortex-m0", "-mthumb", "-std=c99", "-ffreestanding", "-fno-jump-tables",
           "-fno-tree-loop-distribute-patterns", f"-I{bench_board.CORE}"]  # fmt: skip
@@ -32,7 +32,7 @@ def build(folder: Path) -> Path:
     session = folder / "session.bin"
     session.write_bytes(bench_board.session(bench_tables.models()["kws01_dscnn_int8"]))
     objects = []
-    sources = [*sorted(bench_board.CORE.glob("ul_*.c")), bench_board.CORE / "ul_armv6m.S"]
+    sources = [*sorted(bench_board.CORE.glob("ul_*.c")), *sorted(bench_board.CORE.glob("*.S"))]
     for source in [*sources, bench_board.HERE / "bench_cycles.c"]:
         made = folder / f"{source.stem}.o"
         level = "-O2" if source.stem in _HOT else "-Os"

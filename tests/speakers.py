@@ -370,6 +370,13 @@ def table(results: Sequence[Subject], settings: Settings) -> str:
     return "\n".join(lines)
 
 
+def short() -> str:
+    """The table of the short form."""
+    clips = load(data_files()[0])
+    results = run(clips, data_files()[1], SHORT, frequent(clips)[:SHORT_SPEAKERS], None)
+    return table(results, SHORT)
+
+
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +387,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, metavar="N", help=f"how many, of halves and orders; else {len(SEEDS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers to FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write accuracy over learning rate to FILE, a PNG")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep what is done in FILE, and go on from there")
     return parser
 
@@ -409,6 +417,10 @@ def main() -> int:
     seconds = time.monotonic() - start
     print(table(results, settings))
     print(f"{len(results)} speakers, seeds {settings.seeds}, executor {ulearn.executor}, {seconds:.0f} s")
+    if arguments.write:
+        import bench
+
+        bench.put_into_readme("speakers", f"```\n{table(results, settings)}\n```")
     if arguments.picture:
         draw(curves(results, settings), settings.rates, len(results), arguments.picture)
     if arguments.json:

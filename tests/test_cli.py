@@ -154,6 +154,48 @@ def test_two_boards(work: Path, tmp_path: Path) -> None:
         assert rights / 80 == pytest.approx(fleet["after"])
 
 
+def test_search_within_a_budget(work: Path, tmp_path: Path) -> None:
+    """--ram measures what pays, resumes from its file, and says what it chose, what it costs and how to load it."""
+    plan = tmp_path / "d.ulm"
+    with np.load(work / "user0.npz") as data:
+        x, y = data["x"][:96], data["y"][:96]
+    np.savez(tmp_path / "mine.npz", x=x, y=y, group=np.repeat(["ann", "bob", "cem"], 32))
+    command = ["prepare", work / "digits.joblib", "--calibration", tmp_path / "mine.npz", "--ram", "96k", "-o", plan]
+    shown = run(*command, "--buffer", 10)
+    cache = tmp_path / "d.ulm.search.jsonl"
+    assert str(cache) in shown.stderr and len(cache.read_text().splitlines()) >= 5
+    for words in ("RAM of the board", "98,304", "before training", "learning rate", "dense_2", 'ulearn.load("d.ulm"'):
+        assert words in shown.stdout, words
+    measured = cache.read_bytes()
+    found = json.loads(run(*command, "--buffer", 10, "--json").stdout)
+    assert cache.read_bytes() == measured
+    assert found["scheme"] == "sparse" and found["search"]["ram"]["total"] <= 98304
+    assert found["search"]["place"] == "ram" and found["search"]["contributions"]["units"] == 3
+    model = ulearn.load(str(plan))
+    assert model.training is not None
+    assert found["learning_rate"] == pytest.approx(found["search"]["learning_rate"], rel=1e-3)
+    streamed = json.loads(run(*command, "--place", "stream", "--gradients", "int8", "--json").stdout)
+    assert streamed["search"]["place"] == "stream" and streamed["gradients"] == "int8"
+
+
+def test_learning_rate(work: Path, tmp_path: Path) -> None:
+    """Given, measured on samples that there is something to learn from, or the scheme's."""
+    command = ["prepare", work / "digits.joblib", "--calibration", work / "user0.npz", "-o", tmp_path / "r.ulm"]
+    given = json.loads(run(*command, "--lr", 0.07, "--json").stdout)
+    assert given["learning_rate"] == pytest.approx(0.07, rel=1e-3) and given["tuning"]["source"] == "given"
+    assert fleet_module.PlanFacts(tmp_path / "r.ulm").learning_rate == pytest.approx(0.07, rel=1e-3)
+    found = json.loads(run(*command, "--json").stdout)
+    assert found["tuning"]["source"] == "measured" and found["tuning"]["after"] > found["tuning"]["before"]
+    assert "the best of" in run(*command).stdout
+    own = json.loads(run(*command, "--no-tune", "--json").stdout)
+    assert own["tuning"]["source"] == "scheme" and own["learning_rate"] == pytest.approx(0.03, rel=1e-3)
+    known = run("prepare", work / "digits.joblib", "--calibration", work / "calibration.npz", "-o", tmp_path / "k.ulm")
+    assert "the scheme's own" in known.stdout and "gained too little" in known.stdout
+    chosen = json.loads(run(*command, "--layers", "dense_2=4+bias,dense_1=bias", "--layerwise", "--json").stdout)
+    assert chosen["scheme"] == "sparse" and chosen["layerwise"] and "dense_1/bias" in chosen["trains"]
+    assert len(ulearn.load(str(tmp_path / "r.ulm")).trainings) == 2
+
+
 def mistakes(work: Path) -> list[tuple[tuple[object, ...], str]]:
     """Commands that cannot work, and a word that their message must have."""
     x = np.zeros((5, 64))
@@ -177,7 +219,29 @@ def mistakes(work: Path) -> list[tuple[tuple[object, ...], str]]:
     joblib.dump(MLPClassifier(), work / "unfitted.pkl")
     joblib.dump(MLPClassifier((4,), activation="tanh", max_iter=1).fit(x, [0, 1, 0, 1, 0]), work / "tanh.pkl")
     good = work / "calibration.npz"
+    digits = ("prepare", work / "digits.joblib", "--calibration", good, "-o", work / "never.ulm")
+    np.savez(work / "bare_x.npz", x=np.random.default_rng(0).uniform(0, 1, (30, 64)))
+    np.savez(work / "few_groups.npz", x=x, y=np.arange(5), group=np.arange(4))
     return [
+        ((*digits, "--ram", "lots"), "e.g. 96k"),
+        ((*digits, "--ram", "40k"), "too few even to train the last layer"),
+        ((*digits, "--ram", "96k", "--scheme", "last"), "give one of the two"),
+        ((*digits, "--ram", "96k", "--layers", "dense_1=all"), "give one of the two"),
+        ((*digits, "--ram", "96k", "--no-tune"), "--learning-rate"),
+        ((*digits, "--ram", "96k", "--place", "moon"), "in-place"),
+        ((*digits, "--ram", "96k", "--buffer", "-1"), "--buffer"),
+        ((*digits, "--buffer", "10"), "--ram 96k"),
+        ((*digits, "--restart"), "--ram 96k"),
+        ((*digits, "--place", "ram"), "--ram 96k"),
+        ((*digits, "--scheme", "sparse"), "--layers"),
+        ((*digits, "--layers", "conv=all"), "dense_1, dense_2"),
+        ((*digits, "--layers", "dense_1=all", "--scheme", "full"), "give one of the two"),
+        ((*digits, "--gradients", "int4"), "int16, int8"),
+        ((*digits, "--lr", "0"), "--learning-rate"),
+        ((*digits, "--loss", "l1"), "softmax_ce, mse, hinge"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "bare_x.npz", "--ram", "96k"), "x and y"),
+        (("prepare", work / "digits.joblib", "--ram", "96k"), "x and y"),
+        (("prepare", work / "digits.joblib", "--calibration", work / "few_groups.npz"), "each of 5 samples"),
         (("prepare", work / "missing.npz", "--calibration", good), "no such file"),
         (("prepare", work / "bad.npz", "--calibration", good), "npz"),
         (("prepare", work / "nothing.npz", "--calibration", good), "w0"),

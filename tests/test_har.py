@@ -21,7 +21,7 @@ def rows() -> dict[str, adaptation.Row]:
     return {row.scheme: row for row in rows}
 
 
-@pytest.mark.parametrize("scheme", adaptation.NAMED_SCHEMES)
+@pytest.mark.parametrize("scheme", adaptation.TRAINING_SCHEMES)
 def test_before_adaptation(rows: dict[str, adaptation.Row], scheme: str) -> None:
     """What both start from is the same network: quantisation costs less than a point, and it was worth adapting."""
     row = rows[scheme]
@@ -29,7 +29,7 @@ def test_before_adaptation(rows: dict[str, adaptation.Row], scheme: str) -> None
     assert 84 < row.before_float < 91, row
 
 
-@pytest.mark.parametrize("scheme", adaptation.NAMED_SCHEMES)
+@pytest.mark.parametrize("scheme", adaptation.TRAINING_SCHEMES)
 def test_integer_training_is_as_good_as_float(rows: dict[str, adaptation.Row], scheme: str) -> None:
     """The mean paired gap is at most a point, by two standard errors; the best rates lie within the grid."""
     row = rows[scheme]
@@ -38,7 +38,7 @@ def test_integer_training_is_as_good_as_float(rows: dict[str, adaptation.Row], s
     assert not ends & (row.rates_float.keys() | row.rates_int.keys()), row
 
 
-@pytest.mark.parametrize("scheme", adaptation.NAMED_SCHEMES)
+@pytest.mark.parametrize("scheme", adaptation.TRAINING_SCHEMES)
 def test_adaptation_pays(rows: dict[str, adaptation.Row], scheme: str) -> None:
     """What was learned on one half of a person's executions helps on the other half, beyond two standard errors."""
     row = rows[scheme]

@@ -551,11 +551,11 @@ def test_shown(inspected: tuple[Plan, report.Report], monkeypatch: pytest.Monkey
 
 
 def test_training_plan_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both programs, the trainable tensors, and that streaming does not train."""
+    """Both programs, the trainable tensors, and what streaming takes."""
     read = saved(cases.random_case(2).plan, tmp_path)
     text = shown(read, monkeypatch)
     assert "memory forward" in text and "memory train" in text and "dense_4/weights" in text
-    assert "serves inference only" in " ".join(text.split())
+    assert "streaming needs a window of" in " ".join(text.split())
 
 
 def test_hostile_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

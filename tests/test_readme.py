@@ -64,7 +64,7 @@ def test_the_table_of_accuracies_is_measured(shared_data: Path) -> None:
     old, new = (
         [line.split()[:5] for line in t.splitlines()[3:-1]] for t in (bench.in_readme("accuracy"), bench.accuracy())
     )
-    assert len(old) == len(new) == 4
+    assert len(old) == len(new) == 5
     for a, b in zip(old, new, strict=True):
         assert a[0] == b[0]
         assert all(abs(float(x) - float(y)) <= 0.5 for x, y in zip(a[1:], b[1:], strict=True)), (a, b)

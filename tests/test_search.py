@@ -16,12 +16,15 @@ import pytest
 
 import speakers
 import ulearn
-from ulearn_host import contribution, report, search, simulate
+from conftest import Device
+from ulearn_host import budget, contribution, placement, preparation, report, search, simulate
 from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, compile_plan
 from ulearn_host.contribution import Candidate, Contribution, Contributions
+from ulearn_host.display import Steps
 from ulearn_host.errors import UserError
 from ulearn_host.network import Conv, Dense, Depthwise, Mean, Network, Tensor, Window
+from ulearn_host.schemes import Scheme
 from ulearn_host.simulate import Samples, Settings, Simulation
 from ulearn_host.tflite_import import load_tflite
 
@@ -173,7 +176,7 @@ def _search(task: tuple[Network, Samples], found: Contributions, ram: int, **mor
 def least(task: tuple[Network, Samples], tmp_path_factory: pytest.TempPathFactory) -> int:
     """Heap for the last layer alone, in the narrowest arithmetic."""
     plan = compile_plan(task[0], Options("last", gradients="int8", weights="int8"))
-    return search.heap(plan, tmp_path_factory.mktemp("least") / "plan")[0] + CODE + BUFFER + search.MARGIN_BYTES
+    return budget.heap(plan, tmp_path_factory.mktemp("least") / "plan").needed + CODE + BUFFER
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +197,9 @@ def test_the_choice_fits(
         path = tmp_path / "choice.ulm"
         path.write_bytes(compile_plan(task[0], choice.options()).data)
         heap = report.read(path).ram_bytes
-        assert heap == choice.ram.plan + choice.ram.weights + choice.ram.arena
-        assert choice.ram.total == heap + CODE + BUFFER + search.MARGIN_BYTES <= ram
+        assert heap == choice.ram.plan + choice.ram.frozen + choice.ram.weights + choice.ram.arena
+        assert choice.ram.margin >= budget.LOADING_BYTES
+        assert choice.ram.total == heap + CODE + BUFFER + choice.ram.margin <= ram
         assert choice.complete
         assert choice.summed == pytest.approx(sum(gains[c] for c in choice.candidates))
         assert all(gains[c] > 0 for c in choice.candidates)
@@ -210,8 +214,10 @@ def test_the_choice_fits(
         key = item.candidate.layer if item.candidate.kind == "weights" else -1
         best[key] = max(best.get(key, 0.0), item.gain)
     assert before == pytest.approx(sum(best.values())), "with all the RAM there is, all that gains"
-    in_place = _search(task, measured[0], ram, place="in place")
-    assert in_place.ram.total < choice.ram.total
+    places: list[budget.Place] = ["in-place", "stream", "ram"]
+    sizes = [_search(task, measured[0], ram, place=place).ram for place in places]
+    assert sizes[0].frozen == 0 < sizes[1].frozen < sizes[2].frozen
+    assert sizes[0].total < sizes[2].total
 
 
 def _subsets(items: tuple[Contribution, ...]) -> Iterator[list[Contribution]]:
@@ -235,8 +241,8 @@ def test_none_is_better(
     for chosen in _subsets(items):
         parts = contribution.with_candidates(task[0], [item.candidate for item in chosen])
         kinds = [Options("sparse", w, selection=tuple(parts), gradients=g) for g, w in search.ARITHMETIC]
-        heaps = [search.heap(compile_plan(task[0], options), tmp_path / "plan")[0] for options in kinds]
-        sizes.append((min(heaps) + CODE + BUFFER + search.MARGIN_BYTES, sum(item.gain for item in chosen)))
+        heaps = [budget.heap(compile_plan(task[0], options), tmp_path / "plan").needed for options in kinds]
+        sizes.append((min(heaps) + CODE + BUFFER, sum(item.gain for item in chosen)))
     for ram in budgets[::2]:
         best = max(gain for size, gain in sizes if size <= ram)
         assert _search(task, found, ram).summed == pytest.approx(best)
@@ -262,7 +268,7 @@ def test_too_small(task: tuple[Network, Samples], measured: tuple[Contributions,
     """Where not even the last layer fits, the message counts the bytes; to the byte."""
     assert _search(task, measured[0], least).ram.total == least
     with pytest.raises(
-        UserError, match=rf"are 1 too few .* takes {least:,}: code 30,000, .* data buffer 2,000, margin"
+        UserError, match=rf"are 1 too few .* takes {least:,}: MicroPython and code 30,000, .* data buffer 2,000, margin"
     ):
         _search(task, measured[0], least - 1)
 
@@ -286,6 +292,162 @@ def test_settled_and_finished(
     (gains,) = struct.unpack_from("<H", model.state, n.S_N_GAINS)
     seen = [model.state[n.STATE_BYTES + n.GAIN_BYTES * i + 1] for i in range(gains)]
     assert gains and seen == [n.GAIN_SAMPLES] * gains
+
+
+def test_places(task: tuple[Network, Samples], measured: tuple[Contributions, Path], least: int) -> None:
+    """Frozen weights in RAM where all that gains fits so, streamed where only that fits; the error is of the least."""
+    code: dict[budget.Place, int] = {"ram": CODE, "stream": CODE - 2000, "in-place": CODE}
+    more: dict[str, Any] = {"code_bytes": code, "data_buffer_bytes": BUFFER}
+
+    def choice(ram: int, *places: budget.Place) -> search.Choice:
+        return search.search_places(task[0], measured[0], ram, places or ("ram", "stream"), **more)
+
+    best = choice(10**6)
+    assert {c.place for c in (best, *best.alternatives)} == {"ram"}
+    tight = choice(least - 1)
+    assert tight.place == "stream" and tight.ram.total < least and tight.ram.code == CODE - 2000
+    middle = choice(least + 1500)
+    assert middle.summed >= choice(least + 1500, "ram").summed
+    assert len({json.dumps(c.as_json()["selection"]) + c.gradients + c.weights for c in (middle, *middle.alternatives)})
+    with pytest.raises(UserError, match="with its frozen weights streamed"):
+        choice(CODE)
+    with pytest.raises(UserError, match="with its frozen weights in flash"):
+        choice(CODE + 2000, "in-place")
+
+
+def test_the_whole_search(task: tuple[Network, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command does: measured, searched, settled, with the arithmetic that was asked for."""
+    monkeypatch.setattr(preparation, "Settings", lambda learning_rate=None: replace(SHORT, learning_rate=learning_rate))
+    ask = preparation.Budget(200_000, 10, gradients="int8", learning_rate=0.03)
+    found = preparation.searched(*task, ask, Options(layerwise=True), tmp_path / "cache", Steps(None))
+    assert found.choice.gradients == "int8" and found.choice.learning_rate == 0.03
+    assert found.choice.ram.data == budget.buffer_bytes(task[0], 10)
+    assert found.choice.options(Options(layerwise=True)).layerwise
+    assert found.choice.before is not None and found.choice.accuracy is not None
+    lines = [json.loads(line)["choice"] for line in (tmp_path / "cache").read_text().splitlines()]
+    assert {choice for choice in lines if "layerwise" not in choice} <= {"last"}, "alone it is the same either way"
+    json.dumps(found.as_json())
+    preparation.show(task[0], found)
+    assert "before training" in " ".join(preparation.expectation(found))
+    with pytest.raises(UserError, match="too few even to train"):
+        preparation.searched(*task, replace(ask, ram=60_000), Options(), tmp_path / "none", Steps(None))
+    assert not (tmp_path / "none").exists(), "nothing is measured in vain"
+
+
+def test_the_rate(task: tuple[Network, Samples]) -> None:
+    """Measured where there is something to learn; else the scheme's, with the reason."""
+    network, samples = task
+    ticks: list[tuple[int, int]] = []
+    plan = compile_plan(network, Options("last"))
+
+    def tune(data: Samples, net: Network = network) -> preparation.Tuned:
+        return preparation.tune(net, data, Options("last"), plan, lambda *at: ticks.append(at))
+
+    found = tune(samples)
+    assert found.source == "measured" and found.rate in simulate.RATES and found.groups == 6
+    assert found.after is not None and found.before is not None and found.after > found.before
+    assert ticks[-1] == (1, 1) and len(ticks) > 6
+    assert tune(samples) == found
+    assert "too few" in tune(Samples(samples.x[:20], samples.y[:20])).note
+    same = samples.y == 1
+    assert "one class" in tune(Samples(samples.x[same], samples.y[same])).note
+    alone = replace(samples, group=np.arange(len(samples.x)))
+    assert tune(alone) == tune(Samples(samples.x, samples.y)), "groups that are too small count for nothing"
+    model = ulearn.load(plan.data)
+    learned = tune(replace(samples, y=np.array([model.predict(x.tobytes()) for x in samples.x])))
+    assert learned.source == "scheme" and learned.before == 1 and "gained too little" in learned.note
+
+
+def test_named_layers(task: tuple[Network, Samples]) -> None:
+    """A choice as it is written, and what is wrong with others."""
+    assert preparation.named_layers(task[0], "dense=all+bias, point=3+bias,conv=bias") == (
+        *((0, True), (0, False), (3, True), (4, True)),
+    )
+    for text, words in (
+        ("dens=all", "this network has conv, depth, point, dense"),
+        ("dense", "does not say what trains"),
+        ("dense=5", "4 output channels"),
+        ("dense=some", "not what trains"),
+        ("dense=0", "not what trains"),
+        ("dense=all+weights", "not what trains"),
+        ("dense=1,dense=bias", "twice"),
+        ("", "does not say"),
+    ):
+        with pytest.raises(UserError, match=words):
+            preparation.named_layers(task[0], text)
+
+
+_USED = """
+import gc
+def used():
+    gc.collect(); gc.collect(); return gc.mem_alloc()
+before = used()
+import ulearn
+m = ulearn.load("{name}", frozen="{place}")
+if m.trainings:
+    t = ulearn.Trainer(m)
+    s = ulearn.Samples(m, 1)
+    s.add(bytes(m.input_bytes), 1)
+    t.fit(s, epochs=1)
+x = bytes(m.input_bytes)
+m.predict(x)
+print(before, used() - before)
+"""
+
+
+@pytest.mark.parametrize("scheme", ["none", "last"])
+def test_code_on_the_heap(cortex_m0: Device, shared_data: Path, tmp_path: Path, scheme: Scheme) -> None:
+    """What the code takes on the Cortex-M0 is what is said: to infer, to train, streamed or not.
+
+    Up to 4 KB more have been seen, with all else the same but the program's text: what a conservative collector keeps
+    of the loader by chance (test_memory.py). budget.LOADING_BYTES has room for that.
+    """
+    network = replace(load_tflite(shared_data / speakers.MODEL_FILE), loss="softmax_ce")
+    path = tmp_path / f"{scheme}.ulm"
+    path.write_bytes(compile_plan(network, Options(scheme)).data)
+    cortex_m0.put(path)
+    read = report.read(path)
+    for place, heap in (("ram", read.ram_bytes), ("stream", read.frozen.ram_streamed)):
+        base, used = map(int, cortex_m0.fresh(_USED.format(name=path.name, place=place))[-1].split())
+        held = network.input.size + (budget.buffer_bytes(network, 1) if scheme == "last" else 0)
+        code, said = used - heap - held, placement.code_bytes(scheme == "last", place == "stream")
+        print(f"{scheme} {place}: code {code:,}, said {said:,}; MicroPython itself {base:,}")
+        assert -800 <= code - said <= 4_500, (place, code, said)
+        assert abs(base - placement.BASE_BYTES) <= 800
+
+
+_TIGHT = """
+import gc
+gc.collect(); gc.collect()
+r = bytearray(gc.mem_alloc() + gc.mem_free() - {total})
+import user
+"""
+_USER = """
+import ulearn
+m = ulearn.load("{name}", frozen="{place}")
+t = ulearn.Trainer(m, skip=0)
+s = ulearn.Samples(m, 22)
+for i in range(22):
+    s.add(bytes(m.input_bytes), i % 10)
+t.fit(s, epochs=1)
+print("fits")
+"""
+
+
+@pytest.mark.parametrize("place", ["ram", "stream"])
+def test_it_fits_the_board(cortex_m0: Device, shared_data: Path, tmp_path: Path, place: budget.Place) -> None:
+    """On a Cortex-M0 whose heap is no larger than the prediction, the keyword network loads and trains."""
+    network = replace(load_tflite(shared_data / speakers.MODEL_FILE), loss="softmax_ce")
+    plan = compile_plan(network, Options("sparse", selection=preparation.named_layers(network, _CHOICE)))
+    size = budget.heap(plan, tmp_path / "tight.ulm", place)
+    code = placement.BASE_BYTES + placement.code_bytes(True, place == "stream")
+    (tmp_path / "user.py").write_text(_USER.format(name="tight.ulm", place=place))
+    cortex_m0.put(tmp_path / "tight.ulm", tmp_path / "user.py")
+    total = code + size.needed + budget.buffer_bytes(network, 22)
+    assert cortex_m0.fresh(_TIGHT.format(total=total))[-1] == "fits", total
+
+
+_CHOICE = "conv_5=32+bias,dense_1=all+bias"
 
 
 def test_regression(task: tuple[Network, Samples]) -> None:
@@ -331,10 +493,10 @@ def test_refusals(task: tuple[Network, Samples]) -> None:
 
 def test_bytes() -> None:
     """96k is what a user writes."""
-    assert (search.bytes_of("96k"), search.bytes_of("1000")) == (98304, 1000)
-    for text in ("", "k", "-1", "9.5k", "96kb", "0"):
+    assert [budget.bytes_of(text) for text in ("96k", "96K", "96kB", "1000")] == [98304, 98304, 98304, 1000]
+    for text in ("", "k", "kb", "-1", "9.5k", "96kbb", "0", "96m"):
         with pytest.raises(UserError, match="e.g. 96k"):
-            search.bytes_of(text)
+            budget.bytes_of(text)
 
 
 def test_keywords(shared_data: Path) -> None:
@@ -348,9 +510,9 @@ def test_keywords(shared_data: Path) -> None:
     )
     assert 0.5 < found.before <= 1 and 0.5 < found.last <= 1 and len(found.items) == 2
     choice = search.search(
-        network, found, 160 * 1024, data_buffer_bytes=search.buffer_bytes(network, 22), code_bytes=36_000
+        network, found, 160 * 1024, data_buffer_bytes=budget.buffer_bytes(network, 22), code_bytes=36_000
     )
-    assert choice.ram.data == 22 * 492 + search.STORE_BYTES
+    assert choice.ram.data == 22 * 492 + budget.STORE_BYTES
     assert choice.ram.total <= 160 * 1024
     with pytest.raises(UserError, match="too few"):
         search.search(network, found, 64 * 1024, data_buffer_bytes=0, code_bytes=36_000)

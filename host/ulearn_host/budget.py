@@ -11,9 +11,9 @@ from ulearn_host.compiler import Plan
 from ulearn_host.errors import UserError
 from ulearn_host.network import Network
 
-# What a heap must have beside that: the loader's code, which is forgotten again, leaves it in pieces, and each large block
-# needs a hole of its own. Of a training step's arena and frozen weights in RAM; a bound over what the emulated Cortex-M0
-# needed for six plans of kws01, 16,000 to 36,000 bytes (tests/test_search.py, test_it_fits_the_board).
+# What a heap must have beside what stays: the loader's code, which is forgotten again, leaves it in pieces, and a large
+# block (a training step's arena, frozen weights in RAM) needs a hole of its own. A bound over what the emulated
+# Cortex-M0 needed for six plans of kws01: 14,000 to 36,000 bytes (tests/test_search.py, test_it_fits_the_board).
 LOADING_BYTES = 16_000
 STORE_BYTES = 96  # of ulearn.Samples, besides its samples
 # Where frozen weights lie: copied from a file, read from it record by record, or where the plan lies (ROMFS).
@@ -26,8 +26,8 @@ class Footprint:
     """Bytes of a 32-bit board's heap.
 
     code: MicroPython's own objects, the package and the native modules; plan: programs, tables, objects; frozen: what
-    of the frozen weights is in RAM at a time; weights: trained ones; data: the samples that are kept; margin: what loading
-    takes for a while, and gaps.
+    of the frozen weights is in RAM at a time; weights: trained ones; data: the samples that are kept; margin: what
+    loading takes for a while, and gaps.
     """
 
     code: int
@@ -97,5 +97,5 @@ def heap(plan: Plan, path: Path, place: Place = "ram") -> Heap:
     total = {"ram": f.ram_held, "stream": f.ram_streamed, "in-place": f.ram_in_place}[place]
     frozen = {"ram": f.size, "stream": f.window_bytes, "in-place": 0}[place]
     arena = read.buffers["arena"] + read.buffers["scratch"]
-    margin = max(LOADING_BYTES, arena + 1000) + (min(f.size, LOADING_BYTES) if place == "ram" else 0)
+    margin = max(LOADING_BYTES, arena + 1000) + (min(f.size, arena, LOADING_BYTES) if place == "ram" else 0)
     return Heap(total, frozen, read.buffers["train"], arena, margin)

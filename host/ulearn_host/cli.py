@@ -114,6 +114,14 @@ def prepare(
             rich_help_panel=_TRAINING,
         ),
     ] = False,
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="Compute activations again instead of keeping them: less RAM, more work.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -196,6 +204,7 @@ def prepare(
             selection=preparation.named_layers(network, layers) if layers else None,
             gradients=cast(GradientType, gradients or "int16"),
             layerwise=layerwise,
+            recompute=recompute,
         )
         samples = None if targets is None or codes is None else Samples(codes.reshape(len(codes), -1), targets, group)
         if budget:
@@ -321,6 +330,7 @@ def _prepared(plan: Plan, read: report.Report, tuned: Tuned, said: list[str], fo
         "weights": plan.options.weights,
         "gradients": plan.options.gradients,
         "layerwise": plan.options.layerwise,
+        "recompute": plan.options.recompute,
         "trains": [tensor.name for tensor in plan.tensors],
         "learning_rate": rate_of(plan),
         "tuning": vars(tuned),

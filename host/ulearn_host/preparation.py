@@ -61,6 +61,10 @@ _LEAST = 24  # samples from which on a rate can be measured: half of them judge
 _TUNING = Settings(groups=6, pilots=6, most=48)
 _WORK = 3.6e10  # multiply-accumulates of trying rates, of which this host does some 2.5e9 a second
 _FEWEST = 8
+# A gain must be so large, and so many standard errors, to tell one rate from another: where a network knows its samples
+# already, the least rate often wins by chance, and a board would hardly learn with it.
+_LEAST_GAIN = 0.02
+_ERRORS = 2
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def tune(network: Network, samples: Samples, options: Options, plan: Plan, progr
     progress(1, 1)
     before, after = float(np.mean(scores.before)), float(np.mean(scores.after))
     gain, error = contribution.gain_of(simulation, scores.before, scores.after)
-    if not gain > (0 if math.isnan(error) else error):
-        note = "training on some of the samples gained nothing on the others that could be measured"
+    if not gain > max(_LEAST_GAIN, _ERRORS * error):
+        note = "training on some of the samples gained too little on the others to tell one rate from another"
         return Tuned(None, "scheme", before, after, gain, error, len(set(simulation.units)), note)
     return Tuned(scores.rate, "measured", before, after, gain, error, len(set(simulation.units)))
 

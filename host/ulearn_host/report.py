@@ -25,6 +25,7 @@ _MODEL_BYTES = 720
 _TRAINER_BYTES = 32
 _VIEWS_BYTES = 48
 _STREAM_BYTES = 160
+_FILE_BYTES = 1152  # of a file that stays open while a trainer streams: littlefs with its buffers
 _LOSSES = {
     n.LOSS_NONE: "none",
     n.LOSS_SOFTMAX_CE: "softmax cross-entropy",
@@ -144,6 +145,7 @@ class Report:
         forward = [o.frozen_bytes for o in self.operations if o.program == "forward"]
         window = max(parts)
         copied = [*self._program_bytes, window, self.buffers["tables"], self.buffers["cuts"]]
+        trainings = len(self.timelines) - 1
         copied += [2 * _WORD * len(timeline.labels) for timeline in self.timelines]  # what each record needs of it
         return Frozen(
             size=self.buffers["frozen"],
@@ -152,7 +154,7 @@ class Report:
             streamed_bytes=sum(forward),
             ram_in_place=self._ram([], len(self.timelines) - 1) + _VIEWS_BYTES + _BLOCK * len(self.timelines),
             ram_held=self.ram_bytes,
-            ram_streamed=self._ram(copied, len(self.timelines) - 1) + _STREAM_BYTES,
+            ram_streamed=self._ram(copied, trainings) + _STREAM_BYTES + (_FILE_BYTES if trainings else 0),
         )
 
     def of(self, program: str) -> list[Operation]:
