@@ -33,6 +33,7 @@ from ulearn_host.network import (
     Weighted,
     Window,
 )
+from ulearn_host.schemes import aliases
 
 Floats = NDArray[Any]  # float32, or float64 where that was asked for
 Trains = Sequence[tuple[int, bool]]
@@ -401,8 +402,9 @@ class FloatNetwork:
             if type(op) not in _NODES:
                 raise ValueError(f"{op.name}: {type(op).__name__} is not supported before the last operator")
         self.nodes: list[Node] = [_NODES[type(op)](op, dtype) for op in ops]
+        logits = aliases(network).get(network.logits.name, network.logits.name)
         for node in self.nodes:
-            if node.op.output.name == network.logits.name and getattr(node.op, "activation", (-128,))[0] == -128:
+            if node.op.output.name == logits and getattr(node.op, "activation", (-128,))[0] == -128:
                 node.low = None  # logits without codes below 0 are no ReLU
         self.layers: list[Layer] = [node for node in self.nodes if isinstance(node, Layer)]
         losses: dict[str, Callable[[Floats, Any], tuple[Floats, Floats]]] = {

@@ -24,6 +24,7 @@ from reference_forward import FORWARD, read_trained_rows
 from reference_plan import (
     ARENA,
     BUFFER_NAMES,
+    FLAG_AGAIN,
     FLAG_GATE_DEEPER,
     FLAG_ONE_SCALE,
     MODE_APPLY,
@@ -176,7 +177,7 @@ def execute(machine: Machine, record: Record) -> None:
         raise ValueError(f"record: mode {record.mode} is refused in version 1")
     if not gate_is_on(machine.state, record):
         return
-    if record.op in BACKWARD and get_state(machine.state, "flags") & NOTHING_TO_LEARN:
+    if (record.op in BACKWARD or record.flags & FLAG_AGAIN) and get_state(machine.state, "flags") & NOTHING_TO_LEARN:
         return
     RECORDS[record.op](machine, record)
 

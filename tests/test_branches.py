@@ -58,7 +58,7 @@ def test_cases_cover_the_format(made: list[cases.Case], wanted: dict[str, list[s
     for op in (n.OP_UPDATE_BIAS, *range(n.OP_CONV_BACK, n.OP_RELU_BACK + 1)):
         for narrow in (False, True):
             assert count.get((op, narrow), 0) >= 1, (op, narrow)
-    again = [case for case in made if any(" again" in str(r.writes) for p in case.plan.programs for r in p.records)]
+    again = [case for case in made if any("again" in str(r.writes) for p in case.plan.programs for r in p.records)]
     assert len(again) >= 5
     moving = [len({line.split()[0] for line in lines}) for lines in wanted.values()]
     assert sum(m > cases.STEPS // 2 for m in moving) > 0.8 * PLANS

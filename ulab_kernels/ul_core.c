@@ -6,7 +6,8 @@ typedef char ul_state_layout[sizeof(ul_state) == UL_STATE_BYTES ? 1 : -1];
 typedef char ul_gradient_layout[sizeof(ul_gradient) == UL_GRADIENT_HEADER ? 1 : -1];
 
 static int is_backward(const ul_record *r) {
-    return (r->op >= UL_OP_DENSE_BACK && r->op <= UL_OP_UPDATE_BIAS) || r->op >= UL_OP_CONV_BACK;
+    return (r->op >= UL_OP_DENSE_BACK && r->op <= UL_OP_UPDATE_BIAS) || r->op >= UL_OP_CONV_BACK ||
+        (r->flags & UL_FLAG_AGAIN);
 }
 
 // Whether the gates let a record run: its own, or with GATE_DEEPER any from its own on.

@@ -167,6 +167,7 @@
 #define UL_FLAG_ONE_SCALE 8   // where there are multipliers: i32[1] (with AWAY i32[2]) and shift i8[1] serve all channels
 #define UL_FLAG_NARROW_OUT 16 // the gradient at operand 0 is narrow
 #define UL_FLAG_NARROW_IN 32  // the gradient at operand 1 is narrow
+#define UL_FLAG_AGAIN 64      // of forward records in a training program: computes again what the backward pass needs, as part of it
 
 // Roundings. In all of them shift is first cut to -31..30, and the result saturates to 32 bits.
 #define UL_ROUND_NONE 0 // of records that scale nothing

@@ -32,6 +32,8 @@ class Samples:
             target = struct.pack("<H", target)
         elif not isinstance(target, (bytes, bytearray, memoryview)) or len(target) != t:
             target = model.quantise_target(target)
+        else:
+            target = bytes(target)
         i = self.next
         memoryview(self.inputs)[i * k : (i + 1) * k] = memoryview(codes)
         memoryview(self.targets)[i * t : (i + 1) * t] = memoryview(target)

@@ -52,7 +52,10 @@ class Watch:
         stored = hasattr(samples, "inputs")
         total = len(samples) if stored else len(samples[0])
         for i in range(total):
-            counts[samples.target(i) if stored else int(samples[1][i])] += 1
+            label = samples.target(i) if stored else int(samples[1][i])
+            if not 0 <= label < len(counts):
+                raise ValueError("label %d, expected 0 to %d" % (label, len(counts) - 1))
+            counts[label] += 1
         present = len(counts) - counts.count(0)
         for i in range(len(counts)):
             struct.pack_into("<Hh", self.weights, 4 * i, *_ratio(total, present * counts[i]))
@@ -262,7 +265,7 @@ def evaluate(model, samples):
             total += best == (target[at] | target[at + 1] << 8 if stored else target)
             continue
         for j in range(size):
-            d = (y[j] ^ 128) - (target[at + j] ^ 128)
+            d = (y[j] ^ 128) - (target[at + j] & 255 ^ 128)
             total += d * d
         high += total >> 28
         total &= 0xFFFFFFF

@@ -10,6 +10,8 @@ _RECORD_BYTES = const(64)
 _OP_DENSE_BACK = const(5)
 _OP_UPDATE_BIAS = const(7)
 _OP_CONV_BACK = const(32)
+_R_FLAGS = const(2)
+_FLAG_AGAIN = const(64)
 
 
 class Streamed:
@@ -32,6 +34,7 @@ class Streamed:
         for i in range(first, first + count):
             op = program[_PROGRAM_BYTES + _RECORD_BYTES * i]
             backward = op >= _OP_CONV_BACK or _OP_DENSE_BACK <= op <= _OP_UPDATE_BIAS
+            backward = backward or program[_PROGRAM_BYTES + _RECORD_BYTES * i + _R_FLAGS] & _FLAG_AGAIN
             if backward and state[_S_FLAGS] & _STATE_NOTHING_TO_LEARN:
                 continue
             start = windows[2 * i]

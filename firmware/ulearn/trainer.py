@@ -121,7 +121,7 @@ class Trainer:
                 if epoch and not first:
                     self._halve(epoch, halve_every)
                 for i in range(first, count):
-                    loss += self._sample(samples, order[i], epoch % len(self.programs))
+                    loss += self._sample(samples, order[i], (epoch + i) % len(self.programs))
                     if progress:
                         progress(epoch * count + i + 1, epochs * count)
             except BaseException:

@@ -56,6 +56,7 @@ _OP_CONV = const(16)  # the first of the operators of imported networks
 _OP_CONV_TRAINED = const(27)  # the first of those that come with training
 _OP_CONV_BACK = const(32)  # the first of their backward records
 _OP_RELU_BACK = const(41)
+_FLAG_AGAIN = const(64)
 _R_OUT_H = const(38)
 _GRADIENT_HEADER = const(4)
 _MANTISSA_MAX = const(2047)
@@ -158,7 +159,8 @@ class _Record:
         struct.pack_into("<I", self.state, counter, value & 0xFFFFFFFF)
 
     def is_backward(self):
-        return self.op >= _OP_CONV_BACK or self.op in (_OP_DENSE_BACK, _OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS)
+        again = self.flags & _FLAG_AGAIN
+        return again or self.op >= _OP_CONV_BACK or self.op in (_OP_DENSE_BACK, _OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS)
 
     def is_on(self):
         # Whether a backward record runs: the loss found something to learn, and its gates are open.

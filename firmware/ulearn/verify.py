@@ -75,6 +75,7 @@ _FLAG_FULL_RANGE = const(4)
 _FLAG_ONE_SCALE = const(8)
 _FLAG_NARROW_OUT = const(16)
 _FLAG_NARROW_IN = const(32)
+_FLAG_AGAIN = const(64)
 _ROUND_NONE = const(0)
 _ROUND_SINGLE = const(1)
 _ROUND_DOUBLE = const(2)
@@ -268,6 +269,9 @@ class _Verifier:
             allowed = _FLAG_BITS
         if backward:
             allowed |= _FLAG_NARROW_OUT if update else _FLAG_NARROW_OUT | _FLAG_NARROW_IN
+        again = flags & _FLAG_AGAIN
+        if _OP_CONV <= op < _OP_MASK or op <= _OP_RELU:
+            allowed |= _FLAG_AGAIN
         if gate:
             allowed |= _FLAG_GATE_DEEPER
             need(backward and self.gates <= gate < self.gates_end, "gate %d lies outside the gates" % gate)
@@ -282,7 +286,7 @@ class _Verifier:
         need(roundings >> rounding & 1, "rounding %d is not supported here" % rounding)
         need(act_min <= act_max, "its activation range is empty")
         forward = op <= _OP_RELU or _OP_CONV <= op < _OP_MASK
-        need(self.kind == _KIND_TRAIN or forward, "it trains, in a program that must not")
+        need(self.kind == _KIND_TRAIN or (forward and not again), "it trains, in a program that must not")
         passes = "T" in uses
         inside = _STATE_BYTES <= gain < self.gains_end and gain % 2 == 0
         need(inside if passes else not gain, "gain %d lies outside the gains" % gain)

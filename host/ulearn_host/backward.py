@@ -37,7 +37,7 @@ from ulearn_host.network import (
     Window,
 )
 from ulearn_host.parameters import Kept, is_vector_dense, largest
-from ulearn_host.schemes import Selection, activations, aliases, is_masked, upstream
+from ulearn_host.schemes import Selection, activations, aliases, is_masked, live, upstream
 
 # Gradients of at least so many numbers are narrow where a plan asks for narrow ones: what is smaller saves no memory.
 NARROW_FROM = 256
@@ -92,9 +92,11 @@ class Context:
 def saved(network: Network, parts: Selection) -> set[str]:
     """The activations that the backward pass reads as they are: inputs of trained weights and of largest-of pools."""
     deeper, alias = upstream(network, parts), aliases(network)
-    index = {id(layer): i for i, layer in enumerate(network.layers)}
+    index, ways = {id(layer): i for i, layer in enumerate(network.layers)}, live(network)
     found = set()
     for op in network.ops:
+        if id(op) not in ways:
+            continue
         trains = isinstance(op, Weighted) and parts[index[id(op)]].rows > 0
         name = alias.get(op.input.name, op.input.name)
         if trains or (isinstance(op, Pool) and op.kind == "max" and deeper[name]):
@@ -104,11 +106,12 @@ def saved(network: Network, parts: Selection) -> set[str]:
 
 def masks(network: Network, parts: Selection) -> list[Op]:
     """The operators whose outputs the backward pass knows by one bit a number, because the numbers are not kept."""
-    deeper, alias, kept = upstream(network, parts), aliases(network), saved(network, parts)
+    deeper, alias, kept, ways = upstream(network, parts), aliases(network), saved(network, parts), live(network)
     return [
         op
         for op in network.ops
-        if not isinstance(op, Reshape)
+        if id(op) in ways
+        and not isinstance(op, Reshape)
         and is_masked(op, network)
         and deeper[op.output.name]
         and alias.get(op.output.name, op.output.name) not in kept
@@ -135,7 +138,10 @@ class Backward:
         self.out: list[Record] = []
         self.gates: list[tuple[Record, int]] = []
         logits = self.network.logits
-        self.unit = 2 * logits.scale / logits.size if self.network.loss == "mse" else 1.0
+        last = self.network.ops[-1]
+        self.unit = last.beta if isinstance(last, Softmax) and self.network.loss == "softmax_ce" else 1.0
+        if self.network.loss == "mse":
+            self.unit = 2 * logits.scale / logits.size
         # What is not larger than the logits stays as wide as the loss makes them.
         self.narrow_from = max(NARROW_FROM, logits.size + 1)
 
@@ -288,9 +294,11 @@ class Backward:
 
     def _bounded(self, op: Op, size: int, what: str) -> None:
         if size >= 2**31:
+            narrower = not self.c.narrow and size * n.NARROW_MAX // n.MANTISSA_MAX < 2**31
+            advice = "choose gradients of 8 bits (--gradients int8), or " if narrower else ""
             raise UserError(
-                f"{op.name}: {what} could overflow the accumulator ({size / 2**31:.1f} times its range); choose "
-                f"gradients of 8 bits (--gradients int8), or let the layer be"
+                f"{op.name}: {what} could overflow the accumulator ({size / 2**31:.1f} times its range); {advice}"
+                f"let the layer be"
             )
 
     def _table(self, op: Weighted, first: int, count: int, unit: float) -> tuple[int, dict[str, int]]:

@@ -76,13 +76,14 @@ class Parameters:
         kept = self._keep(layer, part)
         if passes:
             table, exponent = scales.channel_scales(layer.weight_scales)
-            kept.scales = self.lowering.frozen.add(table), exponent
+            # Never shared: beside the layer's other constants, so that a window of a few holds them all.
+            kept.scales = self.lowering.frozen.add(table, shared=False), exponent
         spans = [(first, count) for _, first, count in kept.biases]
         if part.rows:
             spans.append((len(layer.weights) - part.rows, part.rows))
-        for first, count in spans:
+        for first, count in dict.fromkeys(spans):
             table, exponent = scales.reciprocals(layer.weight_scales[first : first + count])
-            kept.tables.setdefault((first, count), (self.lowering.frozen.add(table), exponent))
+            kept.tables[first, count] = self.lowering.frozen.add(table, shared=False), exponent
         return kept
 
     def _keep(self, layer: Weighted, part: Part) -> Kept:

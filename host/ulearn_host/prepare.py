@@ -40,7 +40,8 @@ def calibrated_state(plan: Plan, x: NDArray[np.int8], y: NDArray[Any]) -> bytes:
     places = [n.STATE_BYTES + n.GAIN_BYTES * i for i in range(count)]
     shown = np.linspace(0, len(x) - 1, min(len(x), CALIBRATION_STEPS)).astype(int)  # of all: files are sorted by class
     for sample, target in zip(x[shown], y[shown], strict=True):
-        trainer.step(sample, int(target) if y.ndim == 1 else target.tobytes())
+        for program in range(len(trainer.programs)):  # of layers that train in turn each has its own
+            trainer.step(sample, int(target) if y.ndim == 1 else target.tobytes(), program)
         for at in places:
             model.state[at + 1] = min(model.state[at + 1], 1)  # it goes on looking
     state = bytearray(model.first_state)

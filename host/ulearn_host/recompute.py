@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ulearn_host import memory
+from ulearn_host import numbers as n
 from ulearn_host.lowering import Record
 
 Lives = Callable[[list[Record]], list[memory.Life]]
-_AGAIN = " again"
+_AGAIN = "\0again"  # no layer is called so
+_WORK = 2  # so many times the forward records may be repeated
 
 
 def original(tensor: str) -> str:
@@ -27,7 +29,8 @@ def fewest_bytes(forward: list[Record], backward: list[Record], lives: Lives) ->
     """The records of a training program that keeps only those activations whose keeping does not make it larger.
 
     lives: of a program's records, when each arena tensor is in use. Greedy: one activation after the other is given up,
-    always the one that saves most, as long as the bytes alive at the worst moment become fewer.
+    always the one that saves most, as long as the bytes alive at the worst moment become fewer and no more than twice
+    the forward pass is computed again.
     """
     best = forward + backward
     needed = memory.lower_bound(lives(best))
@@ -37,8 +40,9 @@ def fewest_bytes(forward: list[Record], backward: list[Record], lives: Lives) ->
         trials = []
         for name in candidates:
             records = _without(forward, backward, [*given_up, name])
-            trials.append((memory.lower_bound(lives(records)), name, records))
-        size, name, records = min(trials, key=lambda trial: trial[0])
+            if len(records) <= len(backward) + (1 + _WORK) * len(forward):
+                trials.append((memory.lower_bound(lives(records)), name, records))
+        size, name, records = min(trials, key=lambda trial: trial[0], default=(needed, "", best))
         if size >= needed:
             break
         best, needed = records, size
@@ -96,11 +100,17 @@ def _again(
                 if source != tensor and source in makers:
                     make(source)
         local[tensor] = tensor + _AGAIN if tensor == name else f"{tensor}{_AGAIN} for {name[4:]}"
-        records.extend(_rename(record, local) for record in makers[tensor])
+        records.extend(_repeated(record, local) for record in makers[tensor])
 
     make(name)
     known[name] = local[name]
     return records
+
+
+def _repeated(record: Record, names: dict[str, str]) -> Record:
+    """A forward record as part of the backward pass: where that is skipped, so is it."""
+    again = _rename(record, names)
+    return replace(again, fields=record.fields | {"flags": record.fields.get("flags", 0) | n.FLAG_AGAIN})
 
 
 def _rename(record: Record, names: dict[str, str]) -> Record:

@@ -102,6 +102,16 @@ def upstream(network: Network, parts: Selection) -> dict[str, frozenset[int]]:
     return found
 
 
+def live(network: Network) -> set[int]:
+    """The operators (by id) that the loss depends on."""
+    wanted, found = {network.logits.name}, set()
+    for op in reversed(network.ops):
+        if op.output.name in wanted:
+            found.add(id(op))
+            wanted |= {x.name for x in op.inputs}
+    return found
+
+
 def activations(op: Op) -> list[Tensor]:
     """The inputs of an operator that are no constants."""
     if isinstance(op, Concat) and op.constants:
@@ -113,7 +123,8 @@ def is_masked(op: Op, network: Network) -> bool:
     """Whether no gradient passes where the output is at its lower end: a ReLU, or for want of codes below 0."""
     if isinstance(op, Weighted | Elementwise):
         low = op.activation[0] > -128
-        return low or (op.output.zero == -128 and op.output.name != network.logits.name)
+        logits = network.logits.name
+        return low or (op.output.zero == -128 and op.output.name != aliases(network).get(logits, logits))
     return isinstance(op, Pool) and op.activation[0] > -128
 
 
@@ -147,8 +158,9 @@ def check(network: Network, parts: Selection, scheme: str) -> None:
             "the network has no loss to train with; name one (--loss softmax_ce, mse or hinge), or choose --scheme none"
         )
     deeper, alias = upstream(network, parts), aliases(network)
+    ways = live(network)
     for op in network.ops:
-        if op is network.ops[-1] and isinstance(op, Softmax):
+        if id(op) not in ways or (op is network.ops[-1] and isinstance(op, Softmax)):
             continue
         if any(deeper[alias.get(x.name, x.name)] for x in activations(op)):
             obstacle = _obstacle(op, deeper, alias)
