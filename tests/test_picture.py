@@ -43,6 +43,7 @@ from ulearn_host.network import (
     Tensor,
     Window,
 )
+from ulearn_host.recompute import original
 from ulearn_host.schemes import Scheme
 from ulearn_host.timeline import Timeline
 
@@ -213,7 +214,7 @@ def check_tensors(plan: Plan, program: Program, timeline: Timeline) -> None:
     made = makers(plan.network)
     for life in program.lives:
         t = by_place[program.offsets[life.name], life.size, life.start, life.end]
-        kind, name = life.name.split()[:2]
+        kind, name = original(life.name).split()[:2]
         assert t.kind == {"act": "activation", "grad": "gradient", "mask": "mask"}[kind]
         if life.name == "act output":
             continue

@@ -195,8 +195,8 @@ class _Compiler:
     def program(self, name: str, kind: int, records: list[Record], state: int, short: bytes | None = None) -> Program:
         if len(records) > n.RECORDS_MAX:
             raise UserError(
-                f"the program '{name}' would take {len(records):,} records, a plan has {n.RECORDS_MAX:,} at most; choose a "
-                f"scheme that trains less of the network"
+                f"the program '{name}' would take {len(records):,} records, a plan has {n.RECORDS_MAX:,} at most; "
+                f"choose a scheme that trains less of the network"
             )
         answer = self.network.logits if kind == n.KIND_TRAIN else self.network.output
         output = self.place(answer)
