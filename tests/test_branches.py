@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import branches
@@ -96,3 +97,33 @@ def test_cortex_m0(cortex_m0: Device, folder: Path, wanted: dict[str, list[str]]
     cortex_m0.put(*files, HERE / "device" / "steps.py")
     lines = cortex_m0.run(f"import steps; steps.main('.', {list(chosen)})")
     assert lines == ["executor native", *listing(chosen)]
+
+
+def test_gates_switch_tensors_off(made: list[cases.Case]) -> None:
+    """With one gate on alone, its tensors move and no other does; with none, nothing does."""
+    tried = 0
+    for case in made:
+        options, network = case.plan.options, case.plan.network
+        if not options.gates or options.weights == "int8":
+            continue
+        order = []  # from the last layer to the first, weights before biases
+        for layer, part in reversed(list(zip(network.layers, options.parts(network), strict=True))):
+            order += [f"{layer.name}/weights"] * (part.rows > 0) + [f"{layer.name}/bias"] * part.bias
+        for on in [None, *range(len(order))]:
+            model = ulearn.load(case.plan.data)
+            trainer = ulearn.Trainer(model, skip=0)
+            trainer.set_rate(*case.rate)
+            assert len(trainer.gates) == len(order)
+            trainer.gates[:] = bytes(i == on for i in range(len(order)))
+            before = bytes(model.train_blob)
+            for x, target in zip(case.inputs, case.targets, strict=True):
+                trainer.step(x, int(target) if case.targets.ndim == 1 else target.tobytes())
+            moved = set()
+            for tensor in case.plan.tensors:
+                begin = tensor.operand & 0x0FFFFFFF
+                size = int(np.prod(tensor.shape)) << (tensor.dtype - 1)
+                if before[begin : begin + size] != model.train_blob[begin : begin + size]:
+                    moved.add(tensor.name.removesuffix(" of frozen weights"))
+            assert moved <= ({order[on]} if on is not None else set()), (case.seed, on)
+            tried += len(moved)
+    assert tried > 200

@@ -103,7 +103,10 @@ def test_predicted_ram_of_keyword_spotting(own_cortex_m0: Device, plans: Path, s
 @pytest.mark.parametrize("frozen", ["ram", "stream"])
 @pytest.mark.parametrize("scheme", TRAINING_SCHEMES)
 def test_steps_allocate_nothing(own_cortex_m0: Device, plans: Path, scheme: str, frozen: str) -> None:
-    """A hundred training steps by every scheme under micropython.heap_lock(), of a network with branches."""
+    """A hundred training steps by every scheme under micropython.heap_lock(), of a network with branches.
+
+    Where the weights are streamed, in batches of three.
+    """
     stem = f"case{_locked(scheme).seed}"
     code = f"import memory; memory.locked('{stem}.ulm', '{stem}', '{frozen}')"
     assert own_cortex_m0.run(code) == ["locked 100 100"]

@@ -17,6 +17,7 @@ import ulearn
 import ulearn.statistics
 from conftest import HERE, Device
 from test_bits import FIRMWARE, micropython
+from ulearn import update as wire
 from ulearn.trainer import rate, shuffle
 from ulearn_host import emulate, numbers
 from ulearn_host.compiler import Options
@@ -556,3 +557,67 @@ def test_cortex_m0(cortex_m0: Device, loss: str, weights: str, tmp_path: Path) -
     cortex_m0.put(path, HERE / "device" / "training.py")
     lines = cortex_m0.run(f"import training; training.main('{path.name}')")
     assert lines == wanted(str(path))
+
+
+# ---- Batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["int16", "int8"])
+@pytest.mark.parametrize("size", [2, 3, 7, 50])
+def test_a_batch_adds_up(tmp_path: Path, size: int, weights: str) -> None:
+    """All samples of a batch see its first weights; what they change is what each alone would have changed, in sum."""
+    path = plan(tmp_path, "last+bias", weights)
+    model = ulearn.load(path)
+    samples = training.store(model)
+    order = list(range(SAMPLES))
+    trainer = ulearn.Trainer(model, learning_rate=0.02, seed=SEED, skip=0, batch=size)
+    state = bytes(model.state)
+    trainer.fit(samples, 1, halve_every=0)
+    shuffle(order, SEED)
+    alone = ulearn.load(path)
+    single = ulearn.Trainer(alone, skip=0)
+    alone.state[:] = state
+    values = blob = _numbers(alone, alone.train_blob)
+    for first in range(0, SAMPLES, size):
+        base = bytes(alone.train_blob)
+        moved = [np.zeros_like(v) for v in values]
+        for i in order[first : first + size]:
+            alone.train_blob[:] = base
+            single.step(samples.x(i), samples.target(i))
+            for total, now, was in zip(moved, _numbers(alone, alone.train_blob), _numbers(alone, base), strict=True):
+                total += now - was
+        blob = [was + total for was, total in zip(_numbers(alone, base), moved, strict=True)]
+        data = bytearray(base)
+        for (dtype, count, offset), v in zip(wire.tensors(alone.tensors), blob, strict=True):
+            data[offset : offset + (count << (dtype - 1))] = v.astype({1: "i1", 2: "<i2", 3: "<i4"}[dtype]).tobytes()
+        alone.train_blob[:] = data
+    for total, got, was in zip(blob, _numbers(model, model.train_blob), values, strict=True):
+        # int8 weights that come near the end of their range are cut step by step.
+        free = np.abs(was) < 100 if weights == "int8" else np.ones(len(was), dtype=bool)
+        assert (total == got)[free | (np.abs(was) > 127)].all()
+    assert ulearn.Trainer(model).batch is None and model.executor is model
+
+
+def _numbers(model: ulearn.Model, blob: bytes) -> list[np.ndarray]:
+    codes = {1: "i1", 2: "<i2", 3: "<i4"}
+    return [np.frombuffer(bytes(blob), codes[d], c, o).astype(np.int64) for d, c, o in wire.tensors(model.tensors)]
+
+
+def test_a_cut_batch_is_begun_anew(tmp_path: Path) -> None:
+    """A fit with batches that was cut anywhere ends at the weights of one that was not."""
+    path = plan(tmp_path, "last+bias", "int16")
+
+    def trainer(model: ulearn.Model, **more: float) -> ulearn.Trainer:
+        return ulearn.Trainer(model, skip=0, batch=3, **more)
+
+    model = ulearn.load(path)
+    samples = training.store(model)
+    trainer(model, learning_rate=0.02, seed=SEED).fit(samples, 2)
+    for at in range(1, 2 * SAMPLES):
+        fresh = ulearn.load(path)
+        with pytest.raises(Cut):
+            trainer(fresh, learning_rate=0.02, seed=SEED).fit(samples, 2, cutting(fresh, path + ".ck", at))
+        fresh = ulearn.load(path)
+        fresh.restore(path + ".ck")
+        trainer(fresh).fit(samples, resume=True)
+        assert fresh.train_blob == model.train_blob, at

@@ -13,6 +13,7 @@ _S_LR_MANT = const(8)
 _S_SATURATED = const(12)  # where the rate ends
 _LEAST_EXPONENT = const(-64)  # of a rate that moves nothing any more
 _S_LOSS = const(24)
+_S_N_GATES = const(34)
 _S_SKIP_BELOW = const(28)
 _S_FIT_START = const(40)
 _S_FIT_EPOCHS = const(44)
@@ -22,13 +23,15 @@ _CODES = (bytes, bytearray, memoryview)  # made once: a tuple in a call would be
 
 class Trainer:
     # Trains a model's trainable tensors in place, one sample a step, in integers.
-    statistics = best = watch = None  # of the class: what is not asked for takes no room in a trainer
+    statistics = best = watch = batch = None  # of the class: what is not asked for takes no room in a trainer
 
-    def __init__(self, model, learning_rate=None, seed=None, skip=None, class_weights=None, statistics=0):
+    def __init__(self, model, learning_rate=None, seed=None, skip=None, class_weights=None, statistics=0, batch=1):
         # What is not given stays as STATE has it: from the plan, which suits its scheme, or from a checkpoint.
         # `skip`: leave a step's backward pass out when no probability is off by more than this; 0 trains on all.
         # `class_weights`: what the rate is multiplied by, class by class, or "balanced".
         # `statistics`: how many steps, the last ones, trainer.statistics tells of.
+        # `batch`: so many samples see the same weights, and what they change is added up; takes a copy of the trainable
+        # weights. The rate is each sample's.
         programs = model.trainings
         if not programs:
             raise ValueError("%s: the plan has no training program; prepare it with a scheme" % model.name)
@@ -45,6 +48,11 @@ class Trainer:
             struct.pack_into("<H", model.state, _S_SKIP_BELOW, min(int(skip * 65536), 65535))
         if learning_rate is not None:
             self.set_rate(*rate(learning_rate))
+        model.executor = model.streamed or model
+        if batch != 1:
+            from .batch import Batched
+
+            self.batch = model.executor = Batched(model, batch)
         if class_weights is not None or statistics:
             from .statistics import Statistics, Watch
 
@@ -114,14 +122,21 @@ class Trainer:
             first = max(done - epoch * count, 0)
             if first > count:
                 continue
+            begun = first  # 0: its rate has yet to be halved
+            if self.batch and first % count:
+                first -= first % self.batch.size  # a batch that was cut is begun anew
+                start = struct.unpack_from("<I", state, _S_FIT_START)[0]
+                struct.pack_into("<I", state, _S_STEP, start + epoch * count + first & 0xFFFFFFFF)
             loss = 0
             before = state[_S_LR_MANT:_S_SATURATED]
             try:
                 # Before an epoch, not after the last one: so a checkpoint at the border is of the epoch that has ended.
-                if epoch and not first:
+                if epoch and not begun:
                     self._halve(epoch, halve_every)
                 for i in range(first, count):
                     loss += self._sample(samples, order[i], (epoch + i) % len(self.programs))
+                    if self.batch and i + 1 == count:
+                        self.batch.end()
                     if progress:
                         progress(epoch * count + i + 1, epochs * count)
             except BaseException:
@@ -161,6 +176,14 @@ class Trainer:
             model.fail(code)
         s = model.state
         return s[_S_LOSS] | s[_S_LOSS + 1] << 8 | s[_S_LOSS + 2] << 16 | s[_S_LOSS + 3] << 24
+
+    @property
+    def gates(self):
+        # A view of one byte a trainable tensor, from the last layer to the first, weights before biases: 0 switches it
+        # off, and the backward pass ends behind the last one that is on. Empty where the plan has none.
+        state = self.model.state
+        count, _, at = struct.unpack_from("<HHH", state, _S_N_GATES)
+        return memoryview(state)[at : at + count]
 
     def counters(self):
         return self.model.counters()

@@ -16,7 +16,7 @@ from ulearn_host import numbers as n
 from ulearn_host.backward import Backward, Context, Slots, mask_name, masks
 from ulearn_host.errors import UserError
 from ulearn_host.lowering import Blob, Lowering, Record, dimensions
-from ulearn_host.network import Elementwise, Network, Op, Pool, Softmax, Tensor, Weighted
+from ulearn_host.network import Dense, Elementwise, Network, Op, Pool, Softmax, Tensor, Weighted
 from ulearn_host.parameters import Kept, Parameters, Trainable, WeightType
 from ulearn_host.recompute import fewest_bytes, original
 from ulearn_host.records import RECORD
@@ -24,8 +24,9 @@ from ulearn_host.schemes import NOTHING, Scheme, Selection, aliases, check, sele
 
 GradientType = Literal["int16", "int8"]
 DEFAULT_SKIP = 1 / 16
-# What a Trainer starts with when it is not told: best on the accelerometer windows (tests/adaptation.py), rounded to
-# the cautious side where the best is broad.
+# What a Trainer starts with when it is not told and `prepare` had no samples to measure it on: of dense networks best
+# on the accelerometer windows (tests/adaptation.py), rounded to the cautious side where the best is broad; of networks
+# with convolutions, where a bias moves a whole image, as keywords need it (tests/speakers.py).
 _RATES: dict[Scheme, float] = {
     "last": 0.03,
     "bias": 0.3,
@@ -34,6 +35,7 @@ _RATES: dict[Scheme, float] = {
     "full": 0.01,
     "none": 0.03,
 }
+_RATES_OF_IMAGES = _RATES | {"bias": 0.01, "last+bias": 0.01, "sparse": 0.003, "full": 0.0003}
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,8 @@ class _Compiler:
     def state(self) -> bytes:
         """The first STATE: every gate open, gains still to be learned, the default rate."""
         gains, gates = len(self.slots.gains), len(self.slots.gates) if self.options.gates else 0
-        mantissa, exponent = scales.mantissa11(_RATES[self.options.scheme])
+        rates = _RATES if all(isinstance(layer, Dense) for layer in self.layers) else _RATES_OF_IMAGES
+        mantissa, exponent = scales.mantissa11(rates[self.options.scheme])
         head = struct.pack(
             "<IIHhIIIiHHHHHH8x",
             *(1, 0, mantissa, exponent, 0, 0, 0, 0, round(DEFAULT_SKIP * 65536), 0),

@@ -167,7 +167,7 @@ def check(network: Network, parts: Selection, scheme: str) -> None:
             if obstacle:
                 raise UserError(
                     f"{op.name}: the scheme '{scheme}' needs gradients through {obstacle}, which are not supported; "
-                    f"choose 'last' where the last layer comes later, or 'none'"
+                    f"train only what comes behind it ('last', or --layers), or choose 'none'"
                 )
     logits = network.logits
     reached = deeper[alias.get(logits.name, logits.name)]

@@ -42,7 +42,7 @@ def locked(path, stem, frozen="auto"):
     with open(stem + ".bin", "rb") as f:
         data = f.read()
     steps = struct.unpack_from("<H", data, 10)[0]
-    trainer = Trainer(model, learning_rate=0.01, skip=0)
+    trainer = Trainer(model, learning_rate=0.01, skip=0, batch=3 if frozen == "stream" else 1)
     k, t = model.input_bytes, model.target_bytes
     xs = [data[12 + i * k : 12 + (i + 1) * k] for i in range(steps)]
     at = 12 + steps * k
