@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from test_bits import FIRMWARE, listing, micropython
 from ulearn import ulab_executor
 from ulearn_host import emulate
 from ulearn_host import numbers as n
+from ulearn_host.compiler import Options, compile_plan
+from ulearn_host.tflite_import import load_tflite
 
 PLANS = 150
 ON_THE_CHIP = 16
@@ -97,6 +100,34 @@ def test_cortex_m0(cortex_m0: Device, folder: Path, wanted: dict[str, list[str]]
     cortex_m0.put(*files, HERE / "device" / "steps.py")
     lines = cortex_m0.run(f"import steps; steps.main('.', {list(chosen)})")
     assert lines == ["executor native", *listing(chosen)]
+
+
+def test_keyword_spotting(cortex_m0: Device, shared_data: Path, tmp_path: Path) -> None:
+    """kws01 on real clips, sparse and all of it, on CPython, the Unix port and the Cortex-M0."""
+    network = replace(load_tflite(shared_data / "models" / "kws01_dscnn_int8.tflite"), loss="softmax_ce")
+    count = len(network.layers)
+    chosen = [(len(d.weights) // 2 if i in (count - 4, count - 2) else 0, i > 4) for i, d in enumerate(network.layers)]
+    chosen[-1] = (len(network.layers[-1].weights), True)
+    with np.load(shared_data / "kws" / "kws_test_4890_mfcc_int8.npz") as archive:
+        x, y = archive["X"][: cases.STEPS].reshape(cases.STEPS, -1), archive["y"][: cases.STEPS].astype(np.uint16)
+    y = (y + np.arange(cases.STEPS, dtype=np.uint16)) % 12  # most would be right, and move next to nothing
+    plans = [
+        compile_plan(network, Options("sparse", selection=tuple(chosen))),
+        compile_plan(network, Options("full", gradients="int8", recompute=True)),
+    ]
+    made = [cases.Case(900 + i, plan, x, y, (1229, -18), 0) for i, plan in enumerate(plans)]
+    wanted = {cases.write(case, tmp_path): cases.expected(case) for case in made}
+    moving = [len({line.split()[0] for line in lines}) for lines in wanted.values()]
+    assert min(moving) > cases.STEPS // 2, moving
+    for stem, lines in wanted.items():
+        assert steps.run(str(tmp_path), stem) == lines, stem
+    code = f"import steps; steps.main('.', {list(wanted)})"
+    interpreter = emulate.find_micropython(user_module=True)
+    assert micropython(interpreter, tmp_path, [FIRMWARE, HERE / "device"], code)[1:] == listing(wanted)
+    files = [tmp_path / f"{stem}{end}" for stem in wanted for end in (".ulm", ".bin")]
+    cortex_m0.put(*files, HERE / "device" / "steps.py")
+    for stem, lines in wanted.items():  # each in a heap of its own
+        assert cortex_m0.fresh(f"import steps; steps.main('.', ['{stem}'])")[2:] == lines
 
 
 def test_gates_switch_tensors_off(made: list[cases.Case]) -> None:
