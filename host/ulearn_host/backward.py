@@ -18,7 +18,7 @@ from ulearn_host import memory, scales
 from ulearn_host import numbers as n
 from ulearn_host import scratch as share
 from ulearn_host.errors import UserError
-from ulearn_host.lowering import Blob, Record, concat_slices, conv_geometry, dimensions
+from ulearn_host.lowering import Blob, Record, concat_slices, conv_geometry, dimensions, shapes, vector_shape, walk
 from ulearn_host.network import (
     Concat,
     Conv,
@@ -37,7 +37,7 @@ from ulearn_host.network import (
     Window,
 )
 from ulearn_host.parameters import Kept, is_vector_dense, largest
-from ulearn_host.schemes import Selection, activations, aliases, is_masked, live, upstream
+from ulearn_host.schemes import Selection, activations, aliases, is_masked, live, lowest, upstream
 
 # Gradients of at least so many numbers are narrow where a plan asks for narrow ones: what is smaller saves no memory.
 NARROW_FROM = 256
@@ -139,9 +139,9 @@ class Backward:
         self.gates: list[tuple[Record, int]] = []
         logits = self.network.logits
         last = self.network.ops[-1]
-        self.unit = last.beta if isinstance(last, Softmax) and self.network.loss == "softmax_ce" else 1.0
-        if self.network.loss == "mse":
-            self.unit = 2 * logits.scale / logits.size
+        self.beta = last.beta if isinstance(last, Softmax) else 1.0
+        # What the loss's own derivative leaves out.
+        self.unit = {"softmax_ce": self.beta, "mse": 2 * logits.scale / logits.size}.get(self.network.loss, 1.0)
         # What is not larger than the logits stays as wide as the loss makes them.
         self.narrow_from = max(NARROW_FROM, logits.size + 1)
 
@@ -167,13 +167,17 @@ class Backward:
     def _wanted(self, tensor: Tensor) -> bool:
         return bool(self.deeper[self._name(tensor)])
 
+    def _narrow(self, tensor: Tensor) -> bool:
+        """Whether the gradient at a tensor has mantissas of 8 bits."""
+        return self.c.narrow and tensor.size >= self.narrow_from
+
     def _new(self, tensor: Tensor) -> Gradient:
         """A fresh gradient at a tensor."""
         base = "grad " + self._name(tensor)
         name, i = base, 2
         while name in self.c.sizes:
             name, i = f"{base} ({i})", i + 1
-        narrow = self.c.narrow and tensor.size >= self.narrow_from
+        narrow = self._narrow(tensor)
         self.c.sizes[name] = n.GRADIENT_HEADER + (1 if narrow else 2) * tensor.size
         return Gradient(name, narrow)
 
@@ -219,7 +223,7 @@ class Backward:
             return
         result = self._new(tensor)
         operands: dict[int, int | str] = {0: known.name, 1: result.name, 4: gradient.name}
-        shape = dict(zip(("in_h", "in_w", "in_c", "out_h", "out_w", "out_c"), tensor.shape * 2, strict=True))
+        shape = shapes(tensor.shape, tensor.shape)
         places = (known.name,) if known.name == gradient.name else (known.name, gradient.name)
         record = Record(n.OP_SUM, f"gradients behind {op.name}", operands, (result.name,), shape, in_place=places)
         self._emit(record, known, result, self.deeper[name])
@@ -234,8 +238,7 @@ class Backward:
         kinds = {"mse": (n.OP_MSE, "mean squared error"), "hinge": (n.OP_HINGE, "hinge loss")}
         kind, name = kinds.get(network.loss, (n.OP_SOFTMAX_CE, "softmax cross-entropy"))
         if network.loss == "softmax_ce":
-            last = network.ops[-1]
-            table = scales.exponentials(logits.scale * (last.beta if isinstance(last, Softmax) else 1.0))
+            table = scales.exponentials(logits.scale * self.beta)
             operands[2] = self.c.frozen.add(table)
             fields["extra"] = len(table)
         elif network.loss == "hinge":
@@ -245,12 +248,9 @@ class Backward:
     def _relu(self, op: Op) -> None:
         name = op.output.name
         gradient, result = self.gradients[name], self._new(op.output)
-        fields = dimensions(op)
-        h, w, c = op.output.shape
-        fields |= {"in_h": h, "in_w": w, "in_c": c, "act_max": 127}
+        fields = shapes(op.output.shape, op.output.shape) | {"act_max": 127}
         if name in self.kept_activations:
-            activation = op.activation if isinstance(op, Weighted | Pool | Elementwise) else (-128, 127)
-            fields["act_min"] = activation[0]
+            fields["act_min"] = lowest(op)
             source: int | str = self.c.place(op.output)
         else:
             source, fields["flags"] = mask_name(op), n.FLAG_BITS
@@ -331,7 +331,7 @@ class Backward:
         kind, size = n.OP_UPDATE_CONV, 0
         if is_vector_dense(op, kept.rows):
             kind = n.OP_UPDATE_WEIGHT
-            fields |= {"in_h": 0, "in_w": 0, "in_c": op.input.size, "out_h": 0, "out_w": 0, "extra": channels}
+            fields |= vector_shape(op) | {"extra": channels}
         elif isinstance(op, Depthwise):
             kind = n.OP_UPDATE_DEPTHWISE
             fields |= conv_geometry(op) | {"extra": channels}
@@ -366,10 +366,9 @@ class Backward:
             assert isinstance(op, Conv | Dense)
             kind, size = n.OP_CONV_BACK, share.conv_back(op)
             same = window == Window((1, 1)) and op.weights.shape[-1] <= total
-        narrow = self.c.narrow and op.input.size >= self.narrow_from
-        places = (gradient.name,) if same and narrow == gradient.narrow else ()
+        places = (gradient.name,) if same and self._narrow(op.input) == gradient.narrow else ()
         if kind == n.OP_DENSE_BACK:
-            fields |= {"in_h": 0, "in_w": 0, "in_c": op.input.size, "out_h": 0, "out_w": 0}
+            fields |= vector_shape(op)
         else:
             fields |= conv_geometry(op)
         self._pass(op, kind, gradient, op.input, fields, operands, in_place=places, scratch=size)
@@ -378,11 +377,9 @@ class Backward:
 
     def _pool(self, op: Pool | Mean, gradient: Gradient) -> None:
         window = op.window if isinstance(op, Pool) else Window((op.input.shape[0], op.input.shape[1]))
-        names = ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left")
-        fields = dict(zip(names, (*window.kernel, *window.stride, *window.pad), strict=True))
+        fields = walk(window)
         meeting = _meeting(op, window)
-        narrow = self.c.narrow and op.input.size >= self.narrow_from
-        top = n.NARROW_MAX if narrow else n.MANTISSA_MAX
+        top = n.NARROW_MAX if self._narrow(op.input) else n.MANTISSA_MAX
         operands: dict[int, int | str] = {}
         if isinstance(op, Pool) and op.kind == "max":
             kind, extra, largest_sum = n.OP_MAX_BACK, 0, gradient.top * meeting

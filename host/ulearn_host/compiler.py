@@ -15,12 +15,12 @@ from ulearn_host import memory, scales
 from ulearn_host import numbers as n
 from ulearn_host.backward import Backward, Context, Slots, mask_name, masks
 from ulearn_host.errors import UserError
-from ulearn_host.lowering import Blob, Lowering, Record, dimensions
-from ulearn_host.network import Dense, Elementwise, Network, Op, Pool, Softmax, Tensor, Weighted
+from ulearn_host.lowering import Blob, Lowering, Record, shapes
+from ulearn_host.network import Dense, Network, Op, Softmax, Tensor
 from ulearn_host.parameters import Kept, Parameters, Trainable, WeightType
 from ulearn_host.recompute import fewest_bytes, original
 from ulearn_host.records import RECORD
-from ulearn_host.schemes import NOTHING, Scheme, Selection, aliases, check, selection, upstream
+from ulearn_host.schemes import NOTHING, Scheme, Selection, aliases, check, lowest, selection, upstream
 
 GradientType = Literal["int16", "int8"]
 DEFAULT_SKIP = 1 / 16
@@ -155,11 +155,9 @@ class _Compiler:
     def _mask(self, op: Op) -> Record:
         name = mask_name(op)
         self.sizes[name] = -(-op.output.size // 8)
-        height, width, channels = op.output.shape
-        activation = op.activation if isinstance(op, Weighted | Pool | Elementwise) else (-128, 127)
-        fields = dimensions(op) | {"in_h": height, "in_w": width, "in_c": channels, "act_min": activation[0]}
+        fields = shapes(op.output.shape, op.output.shape) | {"act_min": lowest(op), "act_max": 127}
         operands: dict[int, int | str] = {0: self.place(op.output), 1: name}
-        return Record(n.OP_MASK, f"which of {op.name} pass", operands, (name,), fields | {"act_max": 127})
+        return Record(n.OP_MASK, f"which of {op.name} pass", operands, (name,), fields)
 
     def training(self) -> list[tuple[str, list[Record]]]:
         """The training programs' names and records."""

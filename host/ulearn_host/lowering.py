@@ -79,12 +79,14 @@ class Record:
         return [o for o in self.operands.values() if isinstance(o, str)]
 
 
-def _dimensions(x: Tensor, y: Tensor) -> dict[str, int]:
+def shapes(taken: tuple[int, ...], given: tuple[int, ...]) -> dict[str, int]:
+    """Two shapes (height, width, channels) as a record's fields."""
     names = ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c")
-    return dict(zip(names, (*x.shape, *y.shape), strict=True))
+    return dict(zip(names, (*taken, *given), strict=True))
 
 
-def _walk(window: Window) -> dict[str, int]:
+def walk(window: Window) -> dict[str, int]:
+    """Kernel, stride and padding as a record's fields."""
     names = ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_top", "pad_left")
     return dict(zip(names, (*window.kernel, *window.stride, *window.pad), strict=True))
 
@@ -95,32 +97,36 @@ def _bounds(activation: tuple[int, int]) -> dict[str, int]:
 
 def dimensions(op: Op) -> dict[str, int]:
     """The shapes of the first input and the output as a record's fields."""
-    return _dimensions(op.input, op.output)
+    return shapes(op.input.shape, op.output.shape)
+
+
+def vector_shape(op: Op) -> dict[str, int]:
+    """The fields of a dense layer's record of its own, which has no height and width."""
+    return {"in_h": 0, "in_w": 0, "in_c": op.input.size, "out_h": 0, "out_w": 0}
 
 
 def conv_geometry(op: Op) -> dict[str, int]:
     """Kernel, stride and padding as fields; a dense layer is a convolution over its rows."""
     if isinstance(op, Dense):
-        return _walk(_POINT) | {"in_h": 1, "in_w": op.rows, "in_c": op.weights.shape[1]}
+        return walk(_POINT) | {"in_h": 1, "in_w": op.rows, "in_c": op.weights.shape[1]}
     if isinstance(op, Conv | Depthwise | Pool):
-        return _walk(op.window)
+        return walk(op.window)
     raise TypeError(type(op).__name__)
 
 
 def concat_slices(op: Concat) -> list[tuple[dict[str, int], int]]:
     """For each input the shapes that COPY and CROP have, and where it lies in each of the output's rows."""
-    names = ("in_h", "in_w", "in_c", "out_h", "out_w", "out_c")
     height, width, channels = op.output.shape
     slices, at = [], 0
     for x in op.inputs:
         h, w, c = x.shape
         if op.axis == 2:
-            shape = (h * w, 1, c, h * w, 1, channels)
+            shape = shapes((h * w, 1, c), (h * w, 1, channels))
         elif op.axis == 1:
-            shape = (h, w, c, h, width, channels)
+            shape = shapes(x.shape, (h, width, channels))
         else:
-            shape = (1, h * w, c, 1, height * width, channels)
-        slices.append((dict(zip(names, shape, strict=True)), at))
+            shape = shapes((1, h * w, c), (1, height * width, channels))
+        slices.append((shape, at))
         at += (c, w * c, h * w * c)[2 - op.axis]
     return slices
 
@@ -190,7 +196,7 @@ class Lowering:
         operands: dict[int, int | str] = {0: self.place(op.input), 1: output, **more}
         writes = (output,) if isinstance(output, str) else ()
         fields = {"zero_in": op.input.zero, "zero_out": op.output.zero} | fields
-        return Record(kind, op.name, operands, writes, _dimensions(op.input, op.output) | fields, **rest)
+        return Record(kind, op.name, operands, writes, dimensions(op) | fields, **rest)
 
     def _whole(self, op: Op) -> tuple[str, ...]:
         place = self.place(op.input)
@@ -234,10 +240,10 @@ class Lowering:
         more, rounding = self.quantised_sums(part)
         fields = fields | rounding | _bounds(op.activation) | {"out_c": rows}
         if isinstance(op, Dense) and op.rows == 1 and first == 0:
-            fields |= {"in_h": 0, "in_w": 0, "in_c": op.input.size, "out_h": 0, "out_w": 0}
+            fields |= vector_shape(op)
             return self.record(n.OP_DENSE, op, operands | more, fields)
         if isinstance(op, Depthwise):
-            fields |= _walk(op.window)
+            fields |= walk(op.window)
             return self.record(n.OP_DEPTHWISE_TRAINED, op, operands | more, fields)
         extra, size = share.trained(op.weights[0].size, rows)
         fields |= conv_geometry(op) | {"extra": extra, "scale_mant": op.output.shape[2]}
@@ -256,14 +262,14 @@ class Lowering:
     def _depthwise(self, op: Depthwise) -> Record:
         operands, fields = self._weighted(op, op.weights)
         extra, size = share.depthwise(op)
-        fields |= _walk(op.window) | {"w_dtype": n.DTYPE_INT8, "extra": extra}
+        fields |= walk(op.window) | {"w_dtype": n.DTYPE_INT8, "extra": extra}
         whole = op.input.shape == op.output.shape and extra >= op.output.shape[0]
         place = self._whole(op) if whole else ()
         return self.record(n.OP_DEPTHWISE, op, operands, fields, in_place=place, scratch=size)
 
     def _pool(self, op: Pool) -> Record:
         kind = n.OP_MAX_POOL if op.kind == "max" else n.OP_AVERAGE_POOL
-        return self.record(kind, op, {}, _walk(op.window) | _bounds(op.activation) | {"zero_in": 0, "zero_out": 0})
+        return self.record(kind, op, {}, walk(op.window) | _bounds(op.activation) | {"zero_in": 0, "zero_out": 0})
 
     def _mean(self, op: Mean) -> Record:
         pair = scales.mean(op.input.scale, op.output.scale, op.input.shape[0] * op.input.shape[1])

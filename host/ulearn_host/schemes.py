@@ -121,11 +121,14 @@ def activations(op: Op) -> list[Tensor]:
 
 def is_masked(op: Op, network: Network) -> bool:
     """Whether no gradient passes where the output is at its lower end: a ReLU, or for want of codes below 0."""
-    if isinstance(op, Weighted | Elementwise):
-        low = op.activation[0] > -128
-        logits = network.logits.name
-        return low or (op.output.zero == -128 and op.output.name != aliases(network).get(logits, logits))
-    return isinstance(op, Pool) and op.activation[0] > -128
+    logits = network.logits.name
+    cut = isinstance(op, Weighted | Elementwise) and op.output.zero == -128
+    return lowest(op) > -128 or (cut and op.output.name != aliases(network).get(logits, logits))
+
+
+def lowest(op: Op) -> int:
+    """The lowest code that an operator's activation lets through."""
+    return op.activation[0] if isinstance(op, Weighted | Elementwise | Pool) else -128
 
 
 def _obstacle(op: Op, deeper: Mapping[str, frozenset[int]], alias: Mapping[str, str]) -> str | None:
