@@ -221,7 +221,8 @@ def relu(machine: Machine, record: Record) -> None:
 
 
 def softmax_ce(machine: Machine, record: Record) -> None:
-    """gradient[n] = p[n] - (n == label), p = e / sum(e), e[n] = table[max(logits) - logits[n]]; loss = -ln p[label]"""
+    """gradient[n] = p[n] - (n == label), p = e / sum(e), e[n] = table[max(logits) - logits[n]]; loss = -ln p[label].
+    A logit that int8 ends at is not pushed on: there the gradient is 0."""
     logits = machine.read(record.operands[0], "b", record.out_c)
     table = machine.read(record.operands[2], "H", record.extra)
     label = read_label(machine, record)
@@ -230,7 +231,8 @@ def softmax_ce(machine: Machine, record: Record) -> None:
     total = sum(e)
     if total == 0:
         raise ValueError("softmax: the exponentials sum to 0")
-    d = [e[n] - (total if n == label else 0) for n in range(record.out_c)]
+    d = [0 if logit == -128 else e[n] for n, logit in enumerate(logits)]
+    d[label] = 0 if logits[label] == 127 else e[label] - total
     loss = round_half_up((log2q(total) - log2q(max(1, e[label]))) * 710, 1024)
     certain = max_abs(d) * 65536 // total < get_state(machine.state, "skip_below")
     write_loss(machine, record, normalised(d, total), loss, max_abs(d) == 0 or certain)

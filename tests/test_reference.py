@@ -860,6 +860,24 @@ NARROW = FLAG_NARROW_IN | FLAG_NARROW_OUT
 
 
 @pytest.mark.parametrize(
+    ("logits", "label", "mantissas", "exponent"),
+    [
+        ([10, 10, 10], 0, [-1365, 683, 683], -11),
+        ([127, 127, 127], 0, [0, 1365, 1365], -12),  # the right one is as high as it can be
+        ([127, 10, 10], 0, [0, 0, 0], 0),
+        ([127, 10, 10], 1, [1024, -1024, 0], -10),
+        ([-128, -128, -127], 2, [0, 0, -1365], -11),  # the wrong ones are as low as they can be
+        ([-128, -128, -128], 1, [0, -1365, 0], -11),
+    ],
+)
+def test_softmax_ce(logits: list[int], label: int, mantissas: list[int], exponent: int) -> None:
+    """Two steps of the table: e is 1 at the maximum and one below it, else 0. Each end of int8 stops the push."""
+    bench = Bench(SOFTMAX_CE, {0: int8(logits), 1: room(3), 2: uint16([1, 1]), 3: uint16([label])}, out_c=3, extra=2)
+    assert bench.run().gradient(3) == (exponent, mantissas)
+    assert bench.state("skipped") == int(not any(mantissas))
+
+
+@pytest.mark.parametrize(
     ("logits", "label", "margin", "rival", "loss"),
     [
         ([5, 3, 4], 0, 2, 2, 1),

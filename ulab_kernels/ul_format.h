@@ -193,7 +193,9 @@
 // RELU: 0 x int8[K], 1 y int8[K]. y = clamp(x, act_min, act_max). x and y may be the same.
 #define UL_OP_RELU 2
 // SOFTMAX_CE: 0 logits int8[N], 1 gradient[N], 2 exponential table u16[extra], 3 label u16
-//   e[n] = table[max(logits) - logits[n]], 0 beyond the table; S = sum e; d[n] = e[n] - (n == label ? S : 0)
+//   e[n] = table[max(logits) - logits[n]], 0 beyond the table; S = sum e
+//   d[n] = e[n] - S for the label, 0 where its logit is 127; else e[n], 0 where the logit is -128: a logit at the end of
+//   its range can go no further, and to push it there would only part the weights from what they show.
 //   j = smallest with max|d| * 2^j >= S; k = j + 10
 //   mantissa[n] = sign(d[n]) * min(2047, floor(|d[n]| * 2^k / S + 1/2)); exponent = -k
 //   loss = ((log2q(S) - log2q(max(1, e[label]))) * 710 + 512) >> 10, where log2q(v) is

@@ -15,6 +15,14 @@ static uint32_t exponential(const ul_record *r, const uint16_t *exp_table, int32
     return (uint32_t)below_max < r->extra ? exp_table[below_max] : 0;
 }
 
+// |d[n]| of one class of the sum S; a logit at the end of its range can go no further.
+static uint32_t distance(const int8_t *logits, uint32_t n, uint32_t label, uint32_t e, uint32_t sum) {
+    if (n == label) {
+        return logits[n] == 127 ? 0 : sum - e;
+    }
+    return logits[n] == -128 ? 0 : e;
+}
+
 int32_t ul_softmax_ce(const ul_buffer *table, const ul_record *r) {
     const int8_t *const logits = ul_operand(table, r, 0);
     ul_gradient *const gradient = ul_operand(table, r, 1);
@@ -30,11 +38,8 @@ int32_t ul_softmax_ce(const ul_buffer *table, const ul_record *r) {
         top = logits[n] > top ? logits[n] : top;
     }
     uint32_t sum = 0;
-    uint32_t largest = 0;
     for (uint32_t n = 0; n < classes; n++) {
-        const uint32_t e = exponential(r, exp_table, top - logits[n]);
-        sum += e;
-        largest = n != label && e > largest ? e : largest;
+        sum += exponential(r, exp_table, top - logits[n]);
     }
     if (sum == 0) {
         return UL_E_DATA;
@@ -42,8 +47,11 @@ int32_t ul_softmax_ce(const ul_buffer *table, const ul_record *r) {
     ul_state *const state = ul_state_of(table);
     begin(state);
     const uint32_t right = exponential(r, exp_table, top - logits[label]);
-    const uint32_t missing = sum - right; // |e - S| of the right class
-    largest = missing > largest ? missing : largest;
+    uint32_t largest = 0;
+    for (uint32_t n = 0; n < classes; n++) {
+        const uint32_t d = distance(logits, n, label, exponential(r, exp_table, top - logits[n]), sum);
+        largest = d > largest ? d : largest;
+    }
     state->loss = ((ul_log2q10(sum) - ul_log2q10(right ? right : 1)) * 710 + 512) >> 10;
 
     uint32_t rest;
@@ -56,8 +64,8 @@ int32_t ul_softmax_ce(const ul_buffer *table, const ul_record *r) {
     }
     int32_t max = 0;
     for (uint32_t n = 0; n < classes; n++) {
-        const uint32_t e = n == label ? missing : exponential(r, exp_table, top - logits[n]);
-        int32_t m = (int32_t)ul_fraction(e, sum, bits, &rest);
+        const uint32_t d = distance(logits, n, label, exponential(r, exp_table, top - logits[n]), sum);
+        int32_t m = (int32_t)ul_fraction(d, sum, bits, &rest);
         m += 2 * rest >= sum;
         m = m > UL_MANTISSA_MAX ? UL_MANTISSA_MAX : m;
         max = m > max ? m : max;

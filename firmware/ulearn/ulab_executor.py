@@ -414,15 +414,17 @@ def _softmax_ce(r):
     if total == 0:
         return _E_DATA
     right = max(1, e[label])
-    e[label] = total - e[label]  # |d[n]| from here on
-    missed = max(e)
+    # |d[n]| from here on; a logit at the end of its range is not pushed on.
+    d = [0 if q == -128 else part for q, part in zip(logits, e)]
+    d[label] = 0 if logits[label] == 127 else total - e[label]
+    missed = max(d)
     skip_below = struct.unpack_from("<H", r.state, _S_SKIP_BELOW)[0]
     loss = ((_log2q10(total) - _log2q10(right)) * 710 + 512) >> 10
     _begin_step(r, loss, missed == 0 or (missed << 16) // total < skip_below)
     bits = 10
     while missed and missed << (bits - 10) < total:
         bits += 1
-    mantissas = [min(_MANTISSA_MAX, ((d << (bits + 1)) + total) // (2 * total)) for d in e]
+    mantissas = [min(_MANTISSA_MAX, ((m << (bits + 1)) + total) // (2 * total)) for m in d]
     most = max(mantissas)
     mantissas[label] = -mantissas[label]
     r.store_gradient(-bits if missed else 0, mantissas, most)
