@@ -3,6 +3,7 @@
 #   make demo     a board that learns, in the emulators of this machine
 #   make test     the whole test suite (ARGS="-k layout" for a part)
 #   make setup    only what those two need: packages, .venv, MicroPython for the emulated boards
+#   make native-commit   the modules in firmware/native again, after the kernels' sources have changed
 #
 # What is built for the boards lies in $(CACHE), shared by all checkouts.
 
@@ -20,7 +21,7 @@ DEBIAN := $(filter debian,$(shell . /etc/os-release 2>/dev/null && echo $$ID))
 BOARDS = flock $(CACHE)/lock $(MAKE) --no-print-directory -f boards/build.mk CACHE=$(CACHE) VENV=$(abspath $(VENV))
 EXTENSION := pyproject.toml $(wildcard setup.py ulab_kernels/*.c ulab_kernels/*.h)
 
-.PHONY: setup demo test bench native lint clean packages boards
+.PHONY: setup demo test bench native native-all native-commit lint clean packages boards
 .NOTPARALLEL:
 
 setup: packages $(VENV)/.installed boards
@@ -41,14 +42,14 @@ packages:
 boards: $(VENV)/.installed
 	@mkdir -p $(CACHE) && $(BOARDS) all
 
-native: packages $(VENV)/.installed
-	@mkdir -p $(CACHE) && $(BOARDS) native
+native native-all native-commit: packages $(VENV)/.installed
+	@mkdir -p $(CACHE) && $(BOARDS) $@
 else
 packages:
 	@echo "not a Debian system: the emulated boards and the native modules cannot be built here;" \
 		"for the Unix board, MicroPython is taken from ULEARN_MICROPYTHON or PATH"
 
-boards native:
+boards native native-all native-commit:
 endif
 
 $(VENV)/.installed: $(EXTENSION)

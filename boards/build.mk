@@ -38,22 +38,37 @@ KERNEL_FILES := $(call files,$(KERNELS),*.c *.h *.S *.inc *.mk Makefile)
 UNIX := $(call stamp,UNIX,$(UNIX_FILES))
 UNIX_KERNELS := $(if $(wildcard $(KERNELS)/micropython.mk),$(call stamp,ulab_kernels-UNIX,$(UNIX_FILES) $(KERNEL_FILES)))
 QEMU_BOARDS := $(notdir $(patsubst %/board.mk,%,$(wildcard $(REPOSITORY)/boards/*/board.mk)))
-QEMU_FILES := $(call files,$(REPOSITORY)/boards/qemu,*.c *.h *.inc *.ld *.py Makefile)
-qemu_files = $(QEMU_FILES) $(call files,$(REPOSITORY)/boards/$(1),*.h *.ld *.mk)
+QEMU_FILES := $(call files,$(REPOSITORY)/boards/qemu,*.c *.h *.inc *.ld *.py Makefile */*.c */*.h */*.mk)
+qemu_files = $(QEMU_FILES) $(call files,$(REPOSITORY)/boards,QEMU_*/*.h QEMU_*/*.ld QEMU_*/*.mk)
 QEMU := $(foreach board,$(QEMU_BOARDS),$(call stamp,$(board),$(call qemu_files,$(board))))
 # armv6m-c is armv6m without the kernels' assembler: tests compare the two on a board.
-NATIVE_ARCHS := armv6m armv6m-c armv7m $(if $(filter x86_64,$(shell uname -m)),x64)
-NATIVE_NAMES := $(if $(wildcard $(KERNELS)/Makefile),$(NATIVE_ARCHS))
-NATIVE := $(foreach arch,$(NATIVE_NAMES),$(call stamp,native-$(arch),$(KERNEL_FILES)))
+NATIVE_ARCHS := armv6m armv6m-c armv7m armv7emsp rv32imc $(if $(filter x86_64,$(shell uname -m)),x64)
+NATIVE_FILES := $(filter-out %/bind_cpython.c %.mk,$(KERNEL_FILES)) \
+	$(call files,$(REPOSITORY)/boards/xtensa,mpy_ld.py xtensa-esp32-elf-gcc)
+native_stamps = $(foreach arch,$(1),$(call stamp,native-$(arch),$(NATIVE_FILES)))
+NATIVE := $(if $(wildcard $(KERNELS)/Makefile),$(call native_stamps,$(NATIVE_ARCHS)))
+XTENSA := $(call native_stamps,xtensawin)
+# The modules in the repository, for those who have no compiler, and what they were made of: tests/test_native.py.
+COMMITTED := $(REPOSITORY)/firmware/native
+COMMITTED_ARCHS := $(filter-out %-c,$(NATIVE_ARCHS)) xtensawin
+compiler = $(if $(filter arm%,$(1)),arm-none-eabi-,$(if $(filter rv32%,$(1)),riscv64-unknown-elf-,$(if $(filter \
+	xtensa%,$(1)),xtensa-esp32-elf-)))gcc
 stamped = $(patsubst %-$(lastword $(subst -, ,$(1))),%,$(1))
 
-.PHONY: all native
+.PHONY: all native native-all native-commit
 .NOTPARALLEL:
 
 all: $(UNIX) $(UNIX_KERNELS) $(QEMU) native
 	@:
 native: $(NATIVE)
 	@:
+# What needs a compiler that no Debian release has, too.
+native-all: native $(XTENSA)
+	@:
+native-commit: native-all
+	@$(foreach arch,$(COMMITTED_ARCHS),mkdir -p $(COMMITTED)/$(arch) && rm -f $(COMMITTED)/$(arch)/* && \
+		cp $(CACHE)/native/$(arch)/*.mpy $(CACHE)/native/$(arch)/built.txt $(COMMITTED)/$(arch)/ &&) :
+	@cd $(COMMITTED) && wc -c */*.mpy
 
 $(FETCHED):
 	@ULEARN_CACHE=$(CACHE) $(REPOSITORY)/boards/fetch_micropython.sh
@@ -77,12 +92,17 @@ $(QEMU): $(CACHE)/stamps/%: $(FETCHED)
 		$(call install,$(BUILD)/$(BOARD)-$(CHECKOUT)/firmware.elf,$(BIN)/$(BOARD).elf))
 
 # The linker of native modules is a Python program; what it imports is in the virtual environment.
-$(NATIVE): $(CACHE)/stamps/native-%: $(FETCHED)
+# built.txt: the compiler, and the SHA-256 of the sources, one after the other by their names.
+$(NATIVE) $(XTENSA): $(CACHE)/stamps/native-%: $(FETCHED)
 	$(eval NAME := $(call stamped,$*))
 	$(eval ARCH := $(patsubst %-c,%,$(NAME)))
 	$(eval EXTRA := $(if $(filter %-c,$(NAME)),CFLAGS_EXTRA=-DUL_NO_ASM))
 	$(eval OUT := $(CACHE)/native/$(NAME))
+	$(if $(filter xtensawin,$(ARCH)),@ULEARN_CACHE=$(CACHE) $(REPOSITORY)/boards/fetch_clang.sh)
 	$(call build,native-$(NAME),building the native modules for $(NAME),\
-		rm -rf $(OUT) && mkdir -p $(OUT) && for m in ulab_kernels ulab_training; do \
-			PATH=$(VENV)/bin:$$PATH $(submake) -C $(KERNELS) ARCH=$(ARCH) MPY_DIR=$(SOURCE) PYTHON=$(VENV)/bin/python \
-				MOD=$$m BUILD=$(OUT)/build-$$m OUT=$(OUT)/$${m}$(if $(EXTRA),_c).mpy $(EXTRA) || exit 1; done)
+		rm -rf $(OUT) && mkdir -p $(OUT) && export ULEARN_CACHE=$(CACHE) PATH=$(VENV)/bin:$(REPOSITORY)/boards/xtensa:$$PATH && \
+		for m in ulab_kernels ulab_head ulab_training; do \
+			$(submake) -C $(KERNELS) ARCH=$(ARCH) MPY_DIR=$(SOURCE) PYTHON=$(VENV)/bin/python \
+				MOD=$$m BUILD=$(OUT)/build-$$m OUT=$(OUT)/$${m}$(if $(EXTRA),_c).mpy $(EXTRA) || exit 1; done && \
+		{ $(call compiler,$(ARCH)) --version | head -n 1; cat $(sort $(NATIVE_FILES)) | sha256sum | cut -c1-64; } \
+			>$(OUT)/built.txt)

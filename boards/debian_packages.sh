@@ -4,7 +4,8 @@
 set -euo pipefail
 
 needed="gcc libc6-dev make dpkg-dev util-linux debian-archive-keyring
-    gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm $*"
+    gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+    gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake $*"
 # The benchmarks count x64 instructions with it.
 [ "$(uname -m)" != x86_64 ] || needed+=" valgrind"
 

@@ -27,7 +27,9 @@ from ulearn import frames
 from ulearn_host import emulate, link
 from ulearn_host.link import BoardError, Link, LinkError
 
+# Scenarios on a bad line, and kills; by hand: ULEARN_FAULT_SEEDS=750 pytest tests/test_agent.py -k "faults or random"
 FAULT_SEEDS = int(os.environ.get("ULEARN_FAULT_SEEDS", "12"))
+KILL_SEEDS = FAULT_SEEDS // 3
 RATE = (1311, -15)
 SERVE = "import ulearn.agent; ulearn.agent.serve()"
 
@@ -592,6 +594,42 @@ def test_a_board_that_loses_power_in_a_training(name: str, tmp_path: Path, label
             assert (one.weights(), one.state()) == (weights, state)
 
 
+def test_a_board_killed_at_a_random_moment(tmp_path: Path, labelled: cases.Case) -> None:
+    """It is noticed within the timeout, and what the board holds afterwards is from before or after, never between."""
+    (tmp_path / "a.ulm").write_bytes(labelled.plan.data)
+    expected = simulated(labelled, 2)
+    trained, state = bytes(expected.train_blob), bytes(expected.state)
+    update = bytes(expected.update(len(labelled.inputs)))
+    expected.apply(update)
+    wanted = {bytes(ulearn.load(labelled.plan.data).train_blob), bytes(expected.train_blob)}
+    killed = 0
+    for seed in range(KILL_SEEDS):
+        for left in [*tmp_path.glob("a.ulm.base*"), *tmp_path.glob("k.ck*")]:
+            left.unlink()
+        with CPythonBoard(tmp_path) as running:
+            link_open = Link.open(running.port, start=False, timeout_s=3)
+            timer = threading.Timer(random.Random(seed).uniform(0, 0.15), running.kill)
+            timer.start()
+            began = time.monotonic()
+            try:
+                with link_open as one:
+                    assert go_through(one, "a.ulm", labelled, 2) == (trained, state, update)
+                    one.checkpoint("k.ck")
+                    one.update_put(update)
+            except LinkError:
+                killed += 1
+            assert time.monotonic() - began < 5
+            timer.join()
+        with CPythonBoard(tmp_path) as running, Link.open(running.port, start=False) as one:
+            one.load("a.ulm")
+            assert one.weights() in wanted
+            if (tmp_path / "k.ck").exists():
+                with contextlib.suppress(BoardError):  # of the base before an update that was applied since
+                    one.restore("k.ck")
+                    assert (one.weights(), one.state()) == (trained, state)
+    assert killed
+
+
 def test_no_more_bytes_are_on_their_way_than_the_board_can_hold(
     tmp_path: Path, labelled: cases.Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -748,11 +786,13 @@ KINDS = ("drop", "double", "change", "insert", "delay")
 def through_a_bad_line(port: str, seed: int, case: cases.Case, start: bool, every: int) -> tuple[int, int]:
     """One scenario on a bad line, with its end compared to the simulation; returns faults and repetitions."""
     expected = simulated(case, 2)
+    noise = random.Random(seed).randbytes(3000)
     line = BadLine(port, seed, every, KINDS)
     try:
         with Link.open(line.port, 3_000_000, 30, start=start) as one:
             line.bad = True
             weights, state, update = go_through(one, "a.ulm", case, 2)
+            one.file_put("noise/a.bin", noise)
             labels = one.predict(case.inputs)
             score = one.score(case.inputs, case.targets)
             info = one.info()

@@ -122,7 +122,7 @@ def test_two_boards(work: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         ports = [stack.enter_context(emulate.start("UNIX")).port for _ in range(2)]
         for port in ports:
-            assert json.loads(run("deploy", plan, "--port", port, "--json").stdout)["architecture"] == "x64"
+            assert json.loads(run("deploy", plan, "--port", port, "--json").stdout)["board"]["architecture"] == "x64"
         users = [work / "user0.npz", work / "user1.npz"]
         score = json.loads(run("evaluate", plan, "--port", ports[0], "--data", users[0], "--json").stdout)
         assert score["samples"] == 160

@@ -410,7 +410,7 @@ def test_code_on_the_heap(cortex_m0: Device, shared_data: Path, tmp_path: Path, 
     for place, heap in (("ram", read.ram_bytes), ("stream", read.frozen.ram_streamed)):
         base, used = map(int, cortex_m0.fresh(_USED.format(name=path.name, place=place))[-1].split())
         held = network.input.size + (budget.buffer_bytes(network, 1) if scheme == "last" else 0)
-        code, said = used - heap - held, placement.code_bytes(scheme == "last", place == "stream")
+        code, said = used - heap - held, placement.code_bytes(read.needs, place == "stream")
         print(f"{scheme} {place}: code {code:,}, said {said:,}; MicroPython itself {base:,}")
         assert -800 <= code - said <= 4_500, (place, code, said)
         assert abs(base - placement.BASE_BYTES) <= 800

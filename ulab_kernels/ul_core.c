@@ -28,7 +28,7 @@ static int gate_open(const ul_buffer *table, const ul_record *r) {
     return 0;
 }
 
-// A native module holds one half of the records: a board that only infers need not hold the other one in its heap.
+// A native module holds a part of the records, so that a board's heap holds those that its plan needs.
 #if !defined(UL_ONLY_TRAINING)
 static int32_t run_forward(const ul_buffer *table, const ul_record *r) {
     // An if chain: on armv6m a switch may become a jump table, which a native module cannot relocate.
@@ -77,12 +77,15 @@ static int32_t run_training(const ul_buffer *table, const ul_record *r) {
         ul_update_weight(table, r);
     } else if (r->op == UL_OP_UPDATE_BIAS) {
         ul_update_bias(table, r);
+    } else if (r->op == UL_OP_MASK) {
+        ul_mask(table, r);
+    } else if (r->op == UL_OP_RELU_BACK) {
+        ul_relu_back(table, r);
+#if !defined(UL_ONLY_HEAD)
     } else if (r->op == UL_OP_CONV_TRAINED) {
         ul_conv_trained(table, r);
     } else if (r->op == UL_OP_DEPTHWISE_TRAINED) {
         ul_depthwise_trained(table, r);
-    } else if (r->op == UL_OP_MASK) {
-        ul_mask(table, r);
     } else if (r->op == UL_OP_CONV_BACK) {
         ul_conv_back(table, r);
     } else if (r->op == UL_OP_DEPTHWISE_BACK) {
@@ -99,8 +102,7 @@ static int32_t run_training(const ul_buffer *table, const ul_record *r) {
         ul_crop(table, r);
     } else if (r->op == UL_OP_SUM) {
         ul_sum(table, r);
-    } else if (r->op == UL_OP_RELU_BACK) {
-        ul_relu_back(table, r);
+#endif
     } else {
         return UL_E_RECORD;
     }

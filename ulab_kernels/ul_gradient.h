@@ -7,6 +7,15 @@
 // The i-th mantissa, cut to its range: no other value may reach the bounded sums.
 int32_t ul_mantissa(const ul_gradient *g, uint32_t i, int narrow);
 
+// The same for loops over runs, where `narrow` is a constant.
+static inline int32_t ul_cut(int32_t m, int32_t top) {
+    return (uint32_t)m + (uint32_t)top <= (uint32_t)(2 * top) ? m : m < 0 ? -top : top;
+}
+
+static inline int32_t ul_cut_at(const int16_t *mantissas, uint32_t i, int narrow) {
+    return narrow ? ul_cut(((const int8_t *)mantissas)[i], UL_NARROW_MAX) : ul_cut(mantissas[i], UL_MANTISSA_MAX);
+}
+
 static inline int ul_narrow_out(const ul_record *r) {
     return r->flags & UL_FLAG_NARROW_OUT;
 }
@@ -48,7 +57,6 @@ void ul_read_run(int32_t *to, const ul_gradient *g, const ul_span *span, int nar
 // The same, each times its weight scale: scale[i * scale_step].
 void ul_read_scaled_run(int32_t *to, const ul_gradient *g, const ul_span *span, int narrow, const uint16_t *scale,
     uint32_t scale_step);
-int32_t ul_sum_run(const ul_gradient *g, const ul_span *span, int narrow);
 // The largest of all mantissas times their channels' weight scales.
 uint32_t ul_largest_scaled(const ul_gradient *g, const uint16_t *scale, uint32_t positions, uint32_t channels, int narrow);
 // mantissas = rshift(from, shift), shift in 0..30.

@@ -1,15 +1,6 @@
 // Runs over gradients, for wide and narrow ones each a loop of its own.
 #include "ul_gradient.h"
 
-static inline int32_t cut(int32_t m, int32_t top) {
-    return (uint32_t)m + (uint32_t)top <= (uint32_t)(2 * top) ? m : m < 0 ? -top : top;
-}
-
-// The loops of one run; `narrow` is a constant where they are used.
-static inline int32_t at(const int16_t *mantissas, uint32_t i, int narrow) {
-    return narrow ? cut(((const int8_t *)mantissas)[i], UL_NARROW_MAX) : cut(mantissas[i], UL_MANTISSA_MAX);
-}
-
 static inline void read_run(int32_t *to, const int16_t *m, const ul_span *s, int narrow, const uint16_t *scale,
     uint32_t scale_step) {
     const uint32_t step = s->step, to_step = s->other_step;
@@ -17,7 +8,7 @@ static inline void read_run(int32_t *to, const int16_t *m, const ul_span *s, int
         int32_t *here = to;
         const uint16_t *factor = scale;
         for (uint32_t left = s->count, i = first; left; left--, i += step, here += to_step) {
-            const int32_t v = at(m, i, narrow);
+            const int32_t v = ul_cut_at(m, i, narrow);
             if (scale) {
                 *here = ul_scaled(v, *factor);
                 factor += scale_step;
@@ -45,14 +36,6 @@ void ul_read_scaled_run(int32_t *to, const ul_gradient *g, const ul_span *s, int
     }
 }
 
-int32_t ul_sum_run(const ul_gradient *g, const ul_span *s, int narrow) {
-    int32_t sum = 0;
-    for (uint32_t left = s->count, i = s->at; left; left--, i += s->step) {
-        sum += narrow ? at(g->mantissa, i, 1) : at(g->mantissa, i, 0);
-    }
-    return sum;
-}
-
 // Of one channel: rounding is monotone, so only the least and the largest mantissa can be the largest scaled one.
 uint32_t ul_largest_scaled(const ul_gradient *g, const uint16_t *scale, uint32_t positions, uint32_t channels, int narrow) {
     uint32_t largest = 0;
@@ -72,7 +55,7 @@ uint32_t ul_largest_scaled(const ul_gradient *g, const uint16_t *scale, uint32_t
             }
         }
         const int32_t top = narrow ? UL_NARROW_MAX : UL_MANTISSA_MAX;
-        const uint32_t low = ul_abs(ul_scaled(cut(least, top), scale[n])), high = ul_abs(ul_scaled(cut(most, top), scale[n]));
+        const uint32_t low = ul_abs(ul_scaled(ul_cut(least, top), scale[n])), high = ul_abs(ul_scaled(ul_cut(most, top), scale[n]));
         largest = low > largest ? low : largest;
         largest = high > largest ? high : largest;
     }

@@ -1,2 +1,3 @@
+CORE = cortex_m
 CPU = cortex-m0
 GC_HELPER = gchelper_thumb1

@@ -1,2 +1,3 @@
+CORE = cortex_m
 CPU = cortex-m3
 GC_HELPER = gchelper_thumb2

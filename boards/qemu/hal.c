@@ -10,9 +10,6 @@
 #define REG(address) (*(volatile uint32_t *)(address))
 #include "hardware.h"
 
-#define NVIC_ENABLE REG(0xe000e100)
-#define SYSTEM_RESET REG(0xe000ed0c)
-
 #define SPINS 200 // looks at a busy wire before sleeping
 
 static uint8_t rx_bytes[4096];
@@ -20,12 +17,12 @@ static ringbuf_t rx = {rx_bytes, sizeof(rx_bytes)};
 
 void board_init(void) {
     hardware_init();
-    NVIC_ENABLE = 1 << UART_IRQ | 1 << WAKE_IRQ;
+    core_interrupts_on();
 }
 
 // Clocks.
 
-static void wake_irq(void) {
+void wake_irq(void) {
     wake_clear();
 }
 
@@ -36,15 +33,15 @@ static uint64_t clock_us(void) {
     return last;
 }
 
-// Sleep until an interrupt, at most a second. With interrupts off nothing slips in before the wfi, which wakes up anyway.
+// Sleep until an interrupt, at most a second. With interrupts off nothing slips in before the wait, which ends anyway.
 static void sleep_us(uint32_t us) {
     wake_set(clock_us(), MIN(us, 1000000));
-    __asm volatile ("wfi");
+    core_wait();
 }
 
 // Wire. Nothing is lost when the ring is full: the interrupt goes off and QEMU keeps the rest for the host.
 
-static void uart_irq(void) {
+void uart_irq(void) {
     while (uart_received()) {
         if (ringbuf_free(&rx) == 0) {
             uart_hold();
@@ -150,13 +147,6 @@ void board_wait(int timeout_ms) {
 
 // The host's files, random numbers, the end.
 
-intptr_t semihosting(uintptr_t operation, const void *arguments) {
-    register uintptr_t r0 __asm__ ("r0") = operation;
-    register const void *r1 __asm__ ("r1") = arguments;
-    __asm__ volatile ("bkpt 0xab" : "+r" (r0) : "r" (r1) : "memory");
-    return r0;
-}
-
 intptr_t host_open(const char *name, enum file_mode mode) {
     const uintptr_t arguments[] = {(uintptr_t)name, mode, strlen(name)};
     return semihosting(SYS_OPEN, arguments);
@@ -183,21 +173,3 @@ void board_exit(const char *message) {
         semihosting(SYS_EXIT, (void *)0x20023); // internal error
     }
 }
-
-void board_reset(void) {
-    SYSTEM_RESET = 0x05fa0004;
-    for (;;) {
-    }
-}
-
-// Vectors: main.c holds what they start with, and 16 + n is the interrupt n.
-
-extern uint32_t _stack_top;
-void Reset_Handler(void);
-void fault_handler(void);
-
-__attribute__((section(".isr_vector"), used)) static void (*const vectors[])(void) = {
-    (void (*)(void))&_stack_top, Reset_Handler, fault_handler, fault_handler,
-    [16 + UART_IRQ] = uart_irq,
-    [16 + WAKE_IRQ] = wake_irq,
-};

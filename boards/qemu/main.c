@@ -61,10 +61,6 @@ void fault_handler(void) {
     board_exit("hard fault\n");
 }
 
-__attribute__((naked)) void Reset_Handler(void) {
-    __asm volatile ("ldr r0, =_stack_top \n mov sp, r0 \n bl start");
-}
-
 void start(void) {
     for (uint32_t *from = &_data_load, *to = &_data_start; to < &_data_end;) {
         *to++ = *from++;

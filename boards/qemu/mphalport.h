@@ -15,16 +15,19 @@ intptr_t semihosting(uintptr_t operation, const void *arguments);
 enum file_mode { FILE_READ = 1, FILE_UPDATE = 3, FILE_CREATE = 7 }; // "rb", "r+b", "w+b"
 intptr_t host_open(const char *name, enum file_mode mode);
 
-// Entering a section that an interrupt must not split; used by MicroPython's scheduler.
-static inline uint32_t board_irq_disable(void) {
-    uint32_t state;
-    __asm volatile ("mrs %0, primask \n cpsid i" : "=r" (state) : : "memory");
-    return state;
-}
+// Of the core (core.c): start to take the board's two interrupts, wait for one, start again.
+void core_interrupts_on(void);
+void core_wait(void);
+void board_reset(void) __attribute__((noreturn));
 
-static inline void board_irq_restore(uint32_t state) {
-    __asm volatile ("msr primask, %0" : : "r" (state) : "memory");
-}
+// Of the board (hal.c): what the core calls.
+void uart_irq(void);
+void wake_irq(void);
+void fault_handler(void);
+
+// board_irq_disable() and board_irq_restore() enclose a section that an interrupt must not split; MicroPython's scheduler
+// uses them, too.
+#include "core.h"
 
 #define MICROPY_BEGIN_ATOMIC_SECTION() board_irq_disable()
 #define MICROPY_END_ATOMIC_SECTION(state) board_irq_restore(state)

@@ -1,4 +1,5 @@
 // MicroPython takes every Thumb-2 core for a Cortex-M4 (armv7em) at least, whose DSP instructions a Cortex-M3 lacks.
+#include <stddef.h>
 #include "py/persistentcode.h"
 
 #if defined(__thumb2__) && !defined(__ARM_FEATURE_DSP)

@@ -1,11 +1,12 @@
-# Runs programs with records of training. As native modules the kernels are two, each with its own records, so that a
-# board that only infers does not hold the other one; built into a firmware they are one.
+# Runs programs with records of training. As native modules the kernels are in parts, each with its own records, so that
+# a board holds those that its plan needs; built into a firmware they are one.
 from ._executor import run as first_run
 from .compat import const
 
 _E_RECORD = const(-3)
 
 _second_run = None
+_whole = False
 
 
 def run(program, table, first, count, index=-1, base=None):
@@ -23,17 +24,21 @@ def run(program, table, first, count, index=-1, base=None):
             return code
         refused = code < 0
         second = not second
-        if second and done < count and not load():
+        if second and done < count and not _second_run:
             return _E_RECORD
     return done
 
 
-def load():
-    # Before the first step, which allocates nothing any more. Whether there is a second module at all.
-    global _second_run
-    if _second_run is None:
+def load(whole):
+    # Before the first step, which allocates nothing any more; code in one piece, before the heap is in pieces.
+    # `whole`: all records of training, not only those of dense layers.
+    global _second_run, _whole
+    if _second_run and (_whole or not whole):
+        return
+    for name in ("ulab_training",) if whole else ("ulab_head", "ulab_training"):
         try:
-            from ulab_training import run as _second_run
+            _second_run = __import__(name).run
         except ImportError:
-            _second_run = False
-    return _second_run
+            continue
+        _whole = name == "ulab_training"
+        return

@@ -33,6 +33,8 @@ _CHECKPOINT = const(0x27)
 _RESTORE = const(0x28)
 _STOP = const(0x29)
 _RESET = const(0x2A)
+_FILE = const(0x2B)
+_FILE_COMMIT = const(0x2C)
 _HELLO = const(0x30)  # no control character: a HELLO may reach a REPL
 _INFO = const(0x31)
 _PREDICT = const(0x32)
@@ -105,7 +107,7 @@ class Agent:
         self._heard = self._told = _ticks_ms()
         self._interruptible = True
         self.stopped = False
-        self._update = self._incoming = None
+        self._update = self._incoming = self._file = None
         self._received = 0
 
     def serve(self):
@@ -271,6 +273,7 @@ class Agent:
             for i in range(_WINDOW):
                 self._done[i] = None
             self._update = self._incoming = None
+            self._drop_file()
         self._done[_WINDOW] = None
         self._allow_interrupt(False)
         gc.collect()
@@ -293,8 +296,10 @@ class Agent:
         )
         n = self._describe(out, 20)
         version = "%s %s" % (system.name, ".".join(str(v) for v in system.version[:3]))
-        from ._executor import name
-
+        try:
+            from ._executor import name
+        except (ImportError, ValueError):  # ulearn is on its way to this board, in files
+            name = ""
         for text in (version, getattr(system, "_machine", sys.platform), name):
             text = text.encode()[:48]
             out[n] = len(text)
@@ -487,6 +492,25 @@ class Agent:
         self._update = None
         return 0
 
+    def _take_file(self, payload, out):
+        from .files import take
+
+        self._file = take(self._file, payload)
+        return 0
+
+    def _drop_file(self):
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def _commit_file(self, payload, out):
+        if self._file is None or len(payload) != 32:
+            raise ValueError("there is no file to commit, or its checksum has %d bytes, expected 32" % len(payload))
+        incoming, self._file = self._file, None
+        incoming.commit(payload, self._replies[_WINDOW][_PAYLOAD_OFFSET:])
+        self._done[_WINDOW] = None  # that reply's room was used
+        return 0
+
     def _stop_serving(self, payload, out):
         self.stopped = True
         return 0
@@ -540,6 +564,8 @@ _HANDLERS = {
     _RESTORE: Agent._restore,
     _STOP: Agent._stop_serving,
     _RESET: Agent._reset,
+    _FILE: Agent._take_file,
+    _FILE_COMMIT: Agent._commit_file,
     _INFO: Agent._info,
     _PREDICT: Agent._predict,
     _OUTPUT: Agent._output,

@@ -35,7 +35,7 @@ def base_id(model):
 def base_chunks(model, size=_CHUNK):
     # The base's trainable blob, piece by piece: from memory, from the base file or from the plan itself.
     total = len(model.train_blob)
-    if model.base is not None:
+    if model.base is not None and not model.base_path:
         view = memoryview(model.base)
         for at in range(0, total, size):
             yield view[at : at + size]

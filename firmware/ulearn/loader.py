@@ -23,10 +23,17 @@ _P_OUTPUT = const(44)
 _P_RECORDS = const(52)
 _P_KIND = const(54)
 _KIND_TRAIN = const(2)
+_PROGRAM_BYTES = const(64)
+_RECORD_BYTES = const(64)
+_OP_CONV_TRAINED = const(27)
+_OP_DEPTHWISE_TRAINED = const(28)
+_OP_CONV_BACK = const(32)
+_OP_SUM = const(40)
+_SAMPLES_BYTES = const(8192)  # in one piece, to be left to a board that learns
 
 
 def check(source):
-    # Reads and proves a plan; keeps nothing but its hash, what its records need of FROZEN, and whether it trains:
+    # Reads and proves a plan; keeps nothing but its hash, what its records need of FROZEN, and which kernels they need:
     # what is read between the verifier's code would leave the heap in pieces.
     plan = read(source, leave=(_SECTION_FROZEN,))
     from .verify import verify
@@ -34,18 +41,31 @@ def check(source):
     kinds = (_SECTION_IO, _SECTION_TENSORS, _SECTION_CUTS, _SECTION_TRAIN, _SECTION_STATE)
     io, tensors, cuts, train, state = [plan.section(kind) for kind in kinds]
     frozen = plan.offsets.get(_SECTION_FROZEN, (0, 0))[1]
-    return plan.hash, verify(plan, (io, tensors, cuts, frozen, train, state)), len(train) > 0
+    windows = verify(plan, (io, tensors, cuts, frozen, train, state))
+    return plan.hash, windows, needs([p for p in plan.programs if p[_P_KIND] == _KIND_TRAIN])
+
+
+def needs(trainings):
+    # None: no training; False: its records of dense layers alone; True: others, too.
+    if not trainings:
+        return None
+    for program in trainings:
+        for at in range(_PROGRAM_BYTES, len(program), _RECORD_BYTES):
+            op = program[at]
+            if _OP_CONV_TRAINED <= op <= _OP_DEPTHWISE_TRAINED or _OP_CONV_BACK <= op <= _OP_SUM:
+                return True
+    return False
 
 
 def fill(model, source, run, place, checked):
     # The same plan once more, into a model.
-    hash, windows, trains = checked
+    hash, windows, whole = checked
     model.run = run or best_run
-    if not run and trains:
+    if not run and whole is not None:
         from ._training import load
         from ._training import run as training_run
 
-        load()  # code in one piece: before the heap is in pieces
+        load(whole)
         model.run = training_run
     source = read(source, leave=(_SECTION_FROZEN,))
     if source.hash != hash:
@@ -70,9 +90,12 @@ def fill(model, source, run, place, checked):
     elif place != "stream":
         try:
             frozen = _read_at(source.name, offset, bytearray(size))
+            if place == "auto" and whole is not None:
+                bytearray(_SAMPLES_BYTES)
         except MemoryError:
             if place == "ram":
                 raise
+            frozen = None
             collect()
     # Read into bytearrays of our own, a file's sections are already ours; what is only viewed is copied once.
     model.base = None if isinstance(train, bytearray) else train

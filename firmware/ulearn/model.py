@@ -23,7 +23,9 @@ _FAULTS = {
 def load(source, run=None, frozen="auto"):
     # `source`: the path of a plan or the plan's bytes; raises ValueError that names the file and the fault.
     # `frozen`: where the frozen weights lie: "ram"; "stream": in the file, read record by record;
-    # "auto": in place where `source` is a buffer or a file of a ROMFS, else in RAM, else streamed.
+    # "auto": in place where `source` is a buffer or a file of a ROMFS, else in RAM where samples have room beside, else
+    # streamed.
+    # A name that is no file here may be one of the ROMFS; what is saved with it lies here all the same.
     if frozen not in ("auto", "ram", "stream"):
         raise ValueError("frozen '%s', expected auto, ram or stream" % frozen)
     if not run:
@@ -84,7 +86,7 @@ class Model:
         offset, size = self.meta_place or (0, 0)
         if not size or not self.path:
             return {}
-        with open(self.path, "rb") as f:
+        with open(self.name, "rb") as f:
             f.seek(offset)
             return json.loads(f.read(size))
 

@@ -1,4 +1,5 @@
 # Reads a plan (.ulm) into place: one pass over the file, every section hashed as it comes, nothing believed before.
+import os
 import struct
 from hashlib import sha256
 
@@ -83,6 +84,8 @@ class _File:
 def read(source, name=None, leave=()):
     # `source`: a path, or the plan itself in a buffer that is kept and read in place, as a file of a ROMFS is. `leave`:
     # sections that are checked and left in the file.
+    if isinstance(source, str):
+        source = _found(source)
     reader = _reader(source)
     plan = Plan(name or (source if isinstance(source, str) else "plan"))
     plan.leave = leave
@@ -92,6 +95,17 @@ def read(source, name=None, leave=()):
     finally:
         reader.close()
     return plan
+
+
+def _found(path):
+    # What is no file here may be one of the ROMFS by the same name.
+    for place in (path, "/rom/" + path):
+        try:
+            os.stat(place)
+            return place
+        except OSError:
+            pass
+    return path
 
 
 def _reader(source):

@@ -35,9 +35,6 @@ class Trainer:
         programs = model.trainings
         if not programs:
             raise ValueError("%s: the plan has no training program; prepare it with a scheme" % model.name)
-        from ._training import load
-
-        load()
         if model.streamed:
             model.streamed.open()  # no step allocates, the first one included
         self.model = model

@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ulearn_host import display, placement, report
+from ulearn_host import cli_boards, display, placement, report
 from ulearn_host.budget import PLACES, Place, bytes_of
 from ulearn_host.compiler import GradientType, Options, Plan, compile_plan
 from ulearn_host.emulate import EmulatorError
@@ -393,18 +393,33 @@ def inspect(
 
 
 @app.command(epilog="Example:  ulearn deploy digits.ulm --port /dev/ttyACM0")
-def deploy(plan: PlanPath, port: Port, as_json: Json = False) -> None:
-    """Put the package, the native kernels and a plan on a board, by mpremote."""
+def deploy(
+    plan: PlanPath,
+    port: Port,
+    no_rom: Annotated[bool, typer.Option("--no-rom", help="Use the file system where there is a ROMFS, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put the package, the native kernels and a plan on a board, and prove them there.
+
+    Only what changed is copied. The new plan takes the old one's place after a self-test: an inference and ten training
+    steps with the same bits as on this computer. The board begins with the plan's weights; checkpoints stay.
+    A ROMFS that is empty, or holds an earlier deploy's files, takes them in place of the file system.
+    """
     from ulearn_host.deploy import deploy as put
 
     report.read(plan)
     with display.steps() as steps:
-        tick = steps.counter(f"deploying {plan.name} to {port}", 4)
-        board = put(port, plan, lambda step: tick())
+        done = put(port, plan, steps.bar(f"deploying {plan.name} to {port}", 100), use_rom=not no_rom)
     if as_json:
-        print(json.dumps(vars(board)))
+        print(json.dumps({**vars(done), "board": vars(done.board)}))
         return
-    display.console.print(f"{port}: {plan.name} is there ({board.architecture}, MicroPython {board.version})")
+    files = f"{len(done.copied)} files, {done.copied_bytes:,} bytes copied" if done.copied else "nothing to copy"
+    display.console.print(
+        f"{port}: {plan.name} is there ({done.board.architecture}, MicroPython {done.board.version}, "
+        f"executor {done.executor}); {files}; the self-test gave the same bits as here"
+    )
+    if done.note:
+        display.console.print(f"{port}: {done.note}")
 
 
 @app.command(epilog="Example:  ulearn train digits.ulm --port /dev/ttyACM0 --data mine.npz")
@@ -572,6 +587,9 @@ def demo(
     columns = ["board", "implementation", "before", "after, alone", "after, fleet"]
     display.table("accuracy on samples that nobody trained on", columns, rows, 2)
     display.console.print(f"{result.seconds:.0f} s")
+
+
+cli_boards.register(app)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -129,8 +129,7 @@ def run(seed: int, show: Steps) -> Result:
             train = fleet.Samples(samples.x[:TRAIN_SAMPLES], samples.y[:TRAIN_SAMPLES])
             test = fleet.Samples(samples.x[TRAIN_SAMPLES:], samples.y[TRAIN_SAMPLES:])
             board = stack.enter_context(emulate.start(world.board))
-            deployed = show.counter(f"{world.name}: deploying", 4)
-            deploy.deploy(board.port, path, lambda step, deployed=deployed: deployed())  # type: ignore[misc]
+            deploy.deploy(board.port, path, show.bar(f"{world.name}: deploying", 100))
             link = stack.enter_context(Link.open(board.port))
             link.load(path.name)
             members.append(fleet.Member(world.name, link, train, test))

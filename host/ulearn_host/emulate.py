@@ -1,4 +1,4 @@
-"""Start the emulated boards: MicroPython's Unix port, and a Cortex-M0 and a Cortex-M3 in QEMU.
+"""Start the emulated boards: MicroPython's Unix port, and a Cortex-M0, a Cortex-M3 and a RISC-V in QEMU.
 
 All appear as a serial port that mpremote and pyserial open like a real board's. A board ends with
 its launcher: by `close`, at exit, and through a hang-up of its terminal even when the launcher is killed.
@@ -63,17 +63,22 @@ def find_micropython(user_module: bool = False) -> Path:
     raise EmulatorError("no MicroPython: run `make setup`, or name one in ULEARN_MICROPYTHON")
 
 
-NATIVE_MODULES = ("ulab_kernels", "ulab_training")
+NATIVE_MODULES = ("ulab_kernels", "ulab_head", "ulab_training")
 
 
 def find_native(arch: str, assembler: bool = True, module: str = "ulab_kernels") -> Path:
-    """Return a native module, one of NATIVE_MODULES, for `arch` ("x64", "armv6m", "armv7m").
+    """Return a native module, one of NATIVE_MODULES, for `arch` ("x64", "armv6m", "rv32imc", ...).
 
     Without `assembler`, the one of the same kernels all in C, with _c in its name, which is built for armv6m only.
 
+    The cache's comes first, which is of this checkout's sources, then the repository's.
+
     Raises:
-        EmulatorError: it is not built.
+        EmulatorError: there is none.
     """
+    committed = BOARDS.parent / "firmware" / "native" / arch / f"{module}.mpy"
+    if assembler and not (cache_dir() / "native" / arch).is_dir() and committed.exists():
+        return committed
     return _built(f"native/{arch}/{module}.mpy" if assembler else f"native/{arch}-c/{module}_c.mpy")
 
 
@@ -147,7 +152,7 @@ class EmulatedBoard:
         return self._process is not None and self._process.poll() is None
 
     def interrupt(self) -> None:
-        """Interrupt a running program of the Unix board, which cannot see a Ctrl-C on its wire; a Cortex-M can.
+        """Interrupt a running program of the Unix board, which cannot see a Ctrl-C on its wire; those in QEMU can.
 
         A program that has called micropython.kbd_intr(-1) ends with its board.
         """
@@ -202,8 +207,8 @@ def start(
         micropython: the Unix board's interpreter; `find_micropython()` when None.
         log: file to append the process's own messages to; a temporary one when None.
         count_instructions: let one instruction of a board in QEMU take one virtual nanosecond, so that times on
-            the board repeat: time.ticks_us() counts 1,000 instructions; time.ticks_cpu() 62.5 on the Cortex-M0 and
-            40 on the Cortex-M3.
+            the board repeat: time.ticks_us() counts 1,000 instructions; time.ticks_cpu() 62.5 on the Cortex-M0,
+            40 on the Cortex-M3 and 100 on the RISC-V.
 
     Raises:
         EmulatorError: the board is unknown, or something it needs is missing.
@@ -216,9 +221,10 @@ def start(
             heap = f"heapsize={facts['heap_bytes']}"
             running._start(_RUN_UNIX, [interpreter, "-X", heap, str(BOARDS / "UNIX" / "repl.py")])
         elif "qemu" in facts:
-            qemu = shutil.which("qemu-system-arm")
+            emulator = "qemu-system-riscv32" if facts["arch"] == "rv32imc" else "qemu-system-arm"
+            qemu = shutil.which(emulator)
             if qemu is None:
-                raise EmulatorError("no qemu-system-arm: run `make setup`")
+                raise EmulatorError(f"no {emulator}: run `make setup`")
             count = ["-icount", "shift=0"] if count_instructions else []
             firmware = str(_built(f"bin/{board}.elf"))
             running._start(_RUN, [qemu, *facts["qemu"], *count, *_QEMU_WIRE, "-kernel", firmware])

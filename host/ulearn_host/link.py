@@ -17,6 +17,7 @@ from __future__ import annotations
 import binascii
 import codecs
 import contextlib
+import hashlib
 import os
 import secrets
 import struct
@@ -199,7 +200,7 @@ class Link:
         Raises:
             LinkError: no such port, or nobody answers on it.
         """
-        link = cls(_open_port(port, baudrate), timeout_s, on_text)
+        link = cls(open_port(port, baudrate), timeout_s, on_text)
         try:
             if not start:
                 link.hello(max(attach_s, timeout_s))
@@ -368,6 +369,16 @@ class Link:
         reply = self._call(board._UPDATE_COMMIT, struct.pack("<II", len(update), binascii.crc32(update)))
         _expect(reply, 16, self.port)
         return reply
+
+    def file_put(self, path: str, data: bytes, progress: Progress | None = None) -> None:
+        """Write one of the board's files; folders on its way are made. It is there as sent, or as it was before."""
+        room = self._limits().max_payload - 5
+        pieces = (struct.pack("<BI", 2, offset) + data[offset : offset + room] for offset in range(0, len(data), room))
+        self._call(board._FILE, struct.pack("<BI", 1, len(data)) + _path(path))
+        for done, _ in enumerate(self._exchange((board._FILE, piece) for piece in pieces)):
+            if progress:
+                progress(min((done + 1) * room, len(data)), len(data))
+        self._call(board._FILE_COMMIT, hashlib.sha256(data).digest())
 
     def checkpoint(self, path: str) -> None:
         """Save weights and state among the board's files, safe against power loss."""
@@ -765,7 +776,7 @@ class _Exchange:
                 self._moved()  # the caller may have taken his time
 
 
-def _open_port(name: str, baudrate: int) -> serial.Serial:
+def open_port(name: str, baudrate: int) -> serial.Serial:
     port = serial.Serial()
     port.port = name
     port.baudrate = baudrate

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ulearn import loader
 from ulearn import plan as plan_file
 from ulearn_host import numbers as n
 from ulearn_host import placement, records
@@ -112,6 +113,7 @@ class Report:
     loss: str
     input: dict[str, Any]
     output: dict[str, Any]
+    needs: bool | None  # which kernels, as ulearn.loader.needs tells them
 
     @property
     def programs(self) -> list[str]:
@@ -233,6 +235,7 @@ def read(path: Path) -> Report:
         "cuts": len(cuts),
     }
     return Report(
+        needs=loader.needs([p for p in plan.programs if p[n.P_KIND] == n.KIND_TRAIN]),
         path=str(path),
         model_id=plan.model_id.hex(),
         flash_bytes=len(data),

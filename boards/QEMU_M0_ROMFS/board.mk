@@ -1,0 +1,1 @@
+include ../QEMU_CORTEX_M0/board.mk

@@ -1,0 +1,2 @@
+#include "boards/RPI_PICO/mpconfigboard.h" // the port's own
+#include "../rp2.h"

@@ -1,0 +1,4 @@
+# make -C <micropython>/ports/rp2 BOARD_DIR=<ulearn>/boards/RPI_PICO2
+set(MICROPY_HW_FLASH_STORAGE_BYTES 2097152) # the port's 3072 KiB less the ROMFS
+set(MICROPY_HW_ROMFS_BYTES 1048576)
+include(${CMAKE_CURRENT_LIST_DIR}/../rp2.cmake)

@@ -1,0 +1,3 @@
+CROSS_COMPILE ?= arm-none-eabi-
+CORE_FLAGS = -mthumb -mcpu=$(CPU)
+CORE_CFLAGS = -mfloat-abi=soft

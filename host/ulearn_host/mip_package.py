@@ -1,0 +1,90 @@
+"""Which files of the device package a board gets: one list, for `ulearn deploy` and for MicroPython's `mip`.
+
+mip installs what a JSON file lists. Those files lie in ``firmware/``, beside what they name: mip takes a relative
+address as it stands, so `..` would reach the web server, and `deps` cannot be relative at all. Written by::
+
+    python -m ulearn_host.mip_package --write
+
+``package.json`` is the whole package in Python, for a firmware that has the kernels or ulab built in, ``<arch>.json``
+the package with an architecture's native modules; ``inference.json`` and ``<arch>-inference.json`` hold no trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import ulearn
+from ulearn_host.emulate import NATIVE_MODULES
+
+ARCHITECTURES = ("armv6m", "armv7emsp", "armv7m", "rv32imc", "x64", "xtensawin")
+_FIRMWARE = Path(__file__).resolve().parents[2] / "firmware"
+
+# What loading a plan and running it forward import. `_training` is among them: a plan that trains, too, is loaded
+# through it, and it does without the trainer's kernels.
+_INFERENCE = ("__init__", "_executor", "_training", "compat", "loader", "model", "plan", "safefile", "streaming",
+              "verify")  # fmt: skip
+_ULAB = ("ulab_executor", "ulab_operators", "ulab_training")  # where there are no kernels
+
+
+def package_files(kernels: bool, inference: bool = False) -> list[Path]:
+    """The Python files for a board that has the kernels (ulab otherwise), all of them or those of inference alone."""
+    files = sorted(Path(ulearn.__file__).parent.glob("*.py"))
+    if inference:
+        wanted = _INFERENCE if kernels else [*_INFERENCE, *_ULAB[:2]]
+        return [path for path in files if path.stem in wanted]
+    return [path for path in files if not (kernels and path.stem in _ULAB)]
+
+
+def native_names(inference: bool = False) -> tuple[str, ...]:
+    """The native modules that go with those files."""
+    return NATIVE_MODULES[:1] if inference else NATIVE_MODULES
+
+
+def package(architecture: str | None, inference: bool) -> str:
+    """The text of one of mip's JSON files; without an architecture, the Python files for every board."""
+    python = package_files(architecture is not None, inference)
+    urls = [[f"ulearn/{path.name}"] * 2 for path in python]
+    if architecture is not None:
+        urls += [[f"{name}.mpy", f"native/{architecture}/{name}.mpy"] for name in native_names(inference)]
+    lines = ",\n".join("    " + json.dumps(pair) for pair in urls)
+    return f'{{\n  "version": "{ulearn.__version__}",\n  "deps": [],\n  "urls": [\n{lines}\n  ]\n}}\n'
+
+
+def packages() -> dict[str, str]:
+    """The JSON files by name."""
+    files = {"package.json": package(None, False), "inference.json": package(None, True)}
+    for name in ARCHITECTURES:
+        files[f"{name}.json"] = package(name, False)
+        files[f"{name}-inference.json"] = package(name, True)
+    return files
+
+
+def stale(write: bool = False) -> list[Path]:
+    """Files that differ from what they should say, and those that should not be; with ``write`` they are put right."""
+    wanted = {_FIRMWARE / name: text for name, text in packages().items()}
+    changed = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    extra = [path for path in _FIRMWARE.glob("*.json") if path not in wanted]
+    if write:
+        for path in changed:
+            path.write_text(wanted[path])
+        for path in extra:
+            path.unlink()
+    return changed + extra
+
+
+def main() -> int:
+    """Command line: list stale files, or rewrite them."""
+    parser = argparse.ArgumentParser(description="Keep mip's JSON files equal to the package.")
+    parser.add_argument("--write", action="store_true", help="rewrite stale files")
+    arguments = parser.parse_args()
+    changed = stale(arguments.write)
+    for path in changed:
+        print(("wrote " if arguments.write else "stale: ") + path.name)
+    return 1 if changed and not arguments.write else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
