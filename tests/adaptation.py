@@ -6,8 +6,11 @@ For every subject a float network is pretrained on all others and adapted to one
 float32 and by the board's own integer code, on the same samples in the same order; the other half judges both. The
 halves are the earlier and the later executions (no window overlaps both), and each is trained on once. All of it is
 repeated with SEEDS (of the pretraining and of the order) and averaged, since one pretrained network moves a scheme's
-gap by half a point. The learning rate of a subject is the one of RATES that served the other subjects best, chosen for
-float and integer apart. Float32 is plain SGD; the integer step keeps its default of skipping what is right already.
+gap by half a point. The learning rate of a subject is the one of RATES that served other subjects best, chosen for
+float and integer apart: in DIVISIONS of the subjects into two halves the rate of each half is chosen on the other one,
+and what comes out is averaged. (Chosen on all but one, two rates that do equally well take turns, always against the
+one left out, which cost half a point with no change of the arithmetic.)
+Float32 is plain SGD; the integer step keeps its default of skipping what is right already.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ from ulearn_host.quantise import FloatDense, forward
 from ulearn_host.schemes import TRAINING_SCHEMES, Part, named_part
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+DIVISIONS = 200
+SHOWN = 0.05  # a rate that is chosen more rarely is not named
 SEEDS = (1, 2, 3)
 EPOCHS = 4
 HIDDEN = (64, 32)
@@ -99,8 +104,8 @@ class Row:
     gap_error: float
     gain: float
     gain_error: float
-    rates_float: dict[float, int]
-    rates_int: dict[float, int]
+    rates_float: dict[float, float]
+    rates_int: dict[float, float]
 
 
 def data_file() -> Path:
@@ -253,9 +258,14 @@ def _average(parts: Sequence[Subject]) -> Subject:
     return Subject(int(subject), *accuracies)
 
 
-def chosen(after: Floats) -> NDArray[np.int64]:
-    """For each subject the rate that served the others best. after: [subjects, rates]."""
-    return np.argmax(after.sum(axis=0) - after, axis=1)
+def chosen(after: Floats) -> Floats:
+    """How often a subject gets each rate: chosen on the half of the subjects it is not in. after: [subjects, rates]."""
+    shares = np.zeros(after.shape)
+    for division in range(DIVISIONS):
+        half = np.random.default_rng(division).permutation(len(after)) % 2 == 0
+        for part in (half, ~half):
+            shares[part, np.argmax(after[~part].sum(axis=0))] += 1 / DIVISIONS
+    return shares
 
 
 def summarise(results: Sequence[Subject], settings: Settings) -> list[Row]:
@@ -265,9 +275,12 @@ def summarise(results: Sequence[Subject], settings: Settings) -> list[Row]:
     for s, scheme in enumerate(settings.schemes):
         both = np.array([(r.after_float[s], r.after_int[s]) for r in results])
         picks = [chosen(both[:, kind]) for kind in (0, 1)]
-        after = np.stack([both[np.arange(len(both)), kind, picks[kind]] for kind in (0, 1)], axis=1)
+        after = np.stack([(both[:, kind] * picks[kind]).sum(axis=1) for kind in (0, 1)], axis=1)
         gap, gain = after[:, 0] - after[:, 1], after[:, 1] - before[:, 1]
-        counts = [{settings.rates[i]: int(np.sum(p == i)) for i in np.unique(p)} for p in picks]
+        counts = [
+            {r: float(share) for r, share in zip(settings.rates, p.mean(axis=0), strict=True) if share >= SHOWN}
+            for p in picks
+        ]
         means = [*before.mean(axis=0), *after.mean(axis=0), *_mean_and_error(gap), *_mean_and_error(gain)]
         rows.append(Row(scheme, *map(float, means), *counts))
     return rows
@@ -280,13 +293,13 @@ def _mean_and_error(values: Floats) -> tuple[float, float]:
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, aligned."""
     lines = [
-        f"{'':11}{'before':^16}{'after':^16}{'float - int8':^16}{'gain of int8':^16}{'rates (subjects)'}",
+        f"{'':11}{'before':^16}{'after':^16}{'float - int8':^16}{'gain of int8':^16}{'rates (how often)'}",
         f"{'scheme':11}{'float':>8}{'int8':>8}{'float':>8}{'int8':>8}{'points':^16}{'points':^16}{'float | int8'}",
     ]
     for row in rows:
         accuracies = (row.before_float, row.before_int, row.after_float, row.after_int)
         gap, gain = (f"{v:+.2f} ± {e:.2f}" for v, e in ((row.gap, row.gap_error), (row.gain, row.gain_error)))
-        rates = " | ".join(" ".join(f"{r:g} ({n})" for r, n in c.items()) for c in (row.rates_float, row.rates_int))
+        rates = " | ".join(" ".join(f"{r:g} ({n:.0%})" for r, n in c.items()) for c in (row.rates_float, row.rates_int))
         lines.append(f"{row.scheme:11}" + "".join(f"{a:8.2f}" for a in accuracies) + f"{gap:^16}{gain:^16}{rates}")
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "device")]
 
+import bench_networks  # noqa: E402
 import bench_tables  # noqa: E402
 import bench_training  # noqa: E402
 from conftest import data_folder  # noqa: E402
@@ -29,6 +30,7 @@ from ulearn import plan as plan_file  # noqa: E402
 from ulearn_host import costs, deploy, emulate, report  # noqa: E402
 from ulearn_host import numbers as n  # noqa: E402
 from ulearn_host.compiler import Options, compile_plan  # noqa: E402
+from ulearn_host.network import Network  # noqa: E402
 from ulearn_host.quantise import FloatDense, quantise  # noqa: E402
 from ulearn_host.schemes import NAMED_SCHEMES  # noqa: E402
 
@@ -47,6 +49,11 @@ def network():  # type: ignore[no-untyped-def]
         FloatDense(rng.normal(0, 0.2, (o, i)), np.zeros(o), relu) for i, o, relu in ((64, 32, True), (32, 10, False))
     ]
     return quantise(layers, rng.uniform(0, 1, (100, 64)), "softmax_ce")
+
+
+def convolution() -> Network:
+    """A convolution and what makes numbers for a loss of its outputs, to be trained whole."""
+    return Network((bench_networks.conv((4, 4, 4), 8),), "mse")
 
 
 def rows() -> list[list[str]]:
@@ -89,16 +96,19 @@ def _macs(path: Path, kind: int) -> int:
 
 
 def code_sizes() -> dict[str, int]:
-    """Bytes of heap that code takes on a freshly started board once a plan is loaded: to infer, and to train with
-    samples in a store. What the plan itself takes is `inspect`'s prediction, which tests/test_memory.py holds it to."""
+    """Bytes of heap that code takes on a freshly started board once a plan is loaded: to infer, and to train dense
+    layers or a convolution with samples in a store. What the plan itself takes is `inspect`'s prediction, which
+    tests/test_memory.py holds it to."""
     sizes = {module: emulate.find_native("armv6m", module=module).stat().st_size for module in emulate.NATIVE_MODULES}
     with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
-        for name, scheme, more in (
-            ("inference", "none", ""),
-            ("training", "last", "import ulearn.samples;t=ulearn.Trainer(m)"),
+        trainer = "import ulearn.samples;t=ulearn.Trainer(m)"
+        for name, scheme, more, trained in (
+            ("inference", "none", "", network()),
+            ("head", "last", trainer, network()),
+            ("training", "full", trainer, convolution()),
         ):
             path = Path(temporary) / "code.ulm"
-            path.write_bytes(compile_plan(network(), Options(scheme)).data)
+            path.write_bytes(compile_plan(trained, Options(scheme)).data)
             deploy.deploy(board.port, path)
             deploy.mpremote(board.port, "soft-reset")
             taken = _line(board.port, _IMPORT.format(more=more), "import")[0]
@@ -123,8 +133,9 @@ def text() -> str:
     sizes = code_sizes()
     lines = [f"| {line} |" for line in lines]
     lines += ["", f"Code on the heap (armv6m), a plan being loaded: {sizes['inference']:,} bytes for inference, "]
-    lines[-1] += f"{sizes['training']:,} with the trainer; the native modules' files have "
-    lines[-1] += f"{sizes['ulab_kernels']:,} and {sizes['ulab_training']:,}."
+    lines[-1] += f"{sizes['head']:,} with the trainer where only dense layers train, {sizes['training']:,} where "
+    lines[-1] += "convolutions do; the native modules' files have "
+    lines[-1] += f"{sizes['ulab_kernels']:,}, {sizes['ulab_head']:,} and {sizes['ulab_training']:,}."
     return "\n".join(lines)
 
 

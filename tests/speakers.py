@@ -6,7 +6,7 @@ MLPerf Tiny's keyword network (int8 TFLite) is adapted to every speaker of whom 
 the test set of Speech Commands: to one half of these clips, taken word by word, and judged on the other half. Both in
 float32 (the same network, dequantised) and by the board's own integer code, on the same clips in the same order. All
 of it is repeated with SEEDS (of the halves and of the order) and averaged, since 22 clips judge coarsely. The learning
-rate of a speaker is the one of RATES that served the other speakers best, chosen for float and integer apart.
+rate of a speaker is the one of RATES that served other speakers best, for float and integer apart (adaptation.py).
 Float32 is plain SGD; the integer step keeps its default of skipping what is right already. Gains are calibrated with
 keyword clips of the other, rarer speakers. Recordings that are byte-identical count once.
 
@@ -292,7 +292,7 @@ def weakest(results: Sequence[Subject], settings: Settings) -> list[Weakest]:
     rows = []
     for s, scheme in enumerate(settings.schemes if before else ()):
         both = [np.array([after[s] for after in kind]) for kind in zip(*_after(results), strict=True)]
-        ends = [after[np.arange(len(after)), adaptation.chosen(after)][weak].mean() for after in both]
+        ends = [(after * adaptation.chosen(after)).sum(axis=1)[weak].mean() for after in both]
         rows.append(Weakest(scheme, len(before), float(np.mean(before)), *map(float, ends)))
     return rows
 

@@ -1,4 +1,4 @@
-// Weights of dense layers, and biases, move against their gradients.
+// Weights of dense layers move against their gradients.
 #include "ul_update.h"
 
 ul_step ul_channel_step(const ul_record *r, const ul_state *state, int32_t exponent, uint16_t entry) {
@@ -10,20 +10,14 @@ ul_step ul_channel_step(const ul_record *r, const ul_state *state, int32_t expon
     return s;
 }
 
-static inline int32_t moved(int32_t weight, int32_t step, int32_t top, uint32_t *clipped) {
-    const int32_t value = weight - step, cut = ul_clamp(value, -top, top);
-    *clipped += cut != value;
-    return cut;
-}
-
 void ul_move_weight(const ul_record *r, ul_state *state, void *weights, uint32_t i, int32_t sum, const ul_step *s) {
     if (r->w_dtype == UL_DTYPE_INT16) {
         int16_t *const w = (int16_t *)weights + i;
-        *w = (int16_t)moved(*w, ul_rshift_product(sum, s->mantissa, s->shift), 32767, &state->clipped);
+        *w = (int16_t)ul_moved(*w, ul_rshift_product(sum, s->mantissa, s->shift), 32767, &state->clipped);
     } else {
         int8_t *const w = (int8_t *)weights + i;
         const uint32_t draw = ul_mix(state->rng + i * 2654435769u);
-        *w = (int8_t)moved(*w, ul_draw_product(sum, s->mantissa, s->shift, draw), 127, &state->clipped);
+        *w = (int8_t)ul_moved(*w, ul_draw_product(sum, s->mantissa, s->shift, draw), 127, &state->clipped);
     }
 }
 
@@ -33,7 +27,7 @@ static uint32_t update_row_int16(int16_t *w, const int8_t *x, const ul_record *r
     uint32_t clipped = 0;
     if (shift < 1 || shift > 31) {
         for (uint32_t k = 0; k < r->in_c; k++) {
-            w[k] = (int16_t)moved(w[k], ul_rshift(p * (x[k] - zero), shift), 32767, &clipped);
+            w[k] = (int16_t)ul_moved(w[k], ul_rshift(p * (x[k] - zero), shift), 32767, &clipped);
         }
         return clipped;
     }
@@ -71,30 +65,5 @@ void ul_update_weight(const ul_buffer *table, const ul_record *r) {
         for (uint32_t k = 0; k < r->in_c; k++) {
             ul_move_weight(r, state, weights, n * r->in_c + k, m * (x[k] - r->zero_in), &s);
         }
-    }
-}
-
-static int32_t sum_run(const ul_gradient *g, const ul_span *s, int narrow) {
-    int32_t sum = 0;
-    for (uint32_t left = s->count, i = s->at; left; left--, i += s->step) {
-        sum += narrow ? ul_cut_at(g->mantissa, i, 1) : ul_cut_at(g->mantissa, i, 0);
-    }
-    return sum;
-}
-
-void ul_update_bias(const ul_buffer *table, const ul_record *r) {
-    const ul_gradient *const out = ul_operand(table, r, 0);
-    int32_t *const bias = ul_operand(table, r, 2);
-    const uint16_t *const entry = ul_operand(table, r, 3);
-    ul_state *const state = ul_state_of(table);
-    ul_span span = ul_one_run(r->in_c, r->extra, (uint32_t)r->out_h * r->out_w, 0);
-    for (uint32_t n = 0; n < r->out_c; n++, span.at++) {
-        const int32_t sum = sum_run(out, &span, ul_narrow_out(r));
-        if (sum == 0) {
-            continue;
-        }
-        const ul_step s = ul_channel_step(r, state, out->exponent, entry[n]);
-        const int32_t before = ul_clamp(bias[n], -UL_BIAS_MAX, UL_BIAS_MAX);
-        bias[n] = moved(before, ul_rshift_product(sum, s.mantissa, s.shift), UL_BIAS_MAX, &state->clipped);
     }
 }

@@ -62,10 +62,8 @@ def fill(model, source, run, place, checked):
     hash, windows, whole = checked
     model.run = run or best_run
     if not run and whole is not None:
-        from ._training import load
         from ._training import run as training_run
 
-        load(whole)
         model.run = training_run
     source = read(source, leave=(_SECTION_FROZEN,))
     if source.hash != hash:
