@@ -590,6 +590,8 @@ def demo(
 
 
 cli_boards.register(app)
+for command in app.registered_commands:
+    command.help = cli_boards.paragraphs(command.callback) if command.callback else None
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -18,32 +18,28 @@ from ulearn_host.link import LinkError
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
-def _help(command: Callable[..., None]) -> str:
-    # A docstring's paragraphs, each in one line: typer would keep the line ends.
+def paragraphs(command: Callable[..., Any]) -> str:
+    """A docstring's paragraphs, each in one line: typer would keep the line ends."""
     return "\n\n".join(" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n"))
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `ulearn` command."""
     app.command(
-        help=_help(boards),
         epilog="Examples:  ulearn boards   |   ulearn boards --port /dev/ttyACM0 --port /dev/pts/3   |   "
         "ulearn boards --json",
     )(boards)
     app.command(
-        help=_help(flash),
         epilog="Examples:  ulearn flash --board ESP32_GENERIC_S3 --port /dev/ttyUSB0 ESP32_GENERIC_S3.bin   |   "
         "ulearn flash --board RPI_PICO --port /dev/ttyACM0 RPI_PICO.uf2   |   "
         "ulearn flash --board RPI_PICO2 --drive /media/me/RP2350 RPI_PICO2.uf2",
     )(flash)
     app.command(
         name="emulate",
-        help=_help(emulate_boards),
         epilog="Examples:  ulearn emulate UNIX --count 3   |   ulearn emulate QEMU_CORTEX_M0 --json   |   "
         "and in another terminal:  ulearn boards",
     )(emulate_boards)
     app.command(
-        help=_help(collect),
         epilog="Examples:  ulearn collect -p /dev/ttyACM0 --labels rest,walk,run --out steps.npz --count 50 --rate 2   "
         "|   ulearn collect -p /dev/ttyACM0 --labels jump --out steps.npz --append   |   "
         "ulearn collect -p /dev/pts/3 --playback steps.npz",

@@ -441,7 +441,7 @@ def _prove(port: str, plan: Path, place: str, then: str) -> tuple[tuple[int, int
     kept = "; the board keeps the plan it had" if place.endswith(".new") else ""
     try:
         # From a fresh heap: what copying left behind would stand in the way of a large arena.
-        lines = mpremote(port, "soft-reset", "exec", code).splitlines()
+        lines = mpremote(port, "soft-reset", "exec", code, "soft-reset").splitlines()  # and leave it fresh
     except UserError as fault:
         raise UserError(f"{fault}{kept}") from None
     said = {key: rest for key, _, rest in (line.partition("|") for line in lines)}
