@@ -248,9 +248,12 @@ class Agent:
 
     def _training(self, done, total):
         # Between two steps: the line is emptied, and a new host ends the training of one that is gone.
-        if self._tell(done, total) and not self._held and self._frame(False):
-            self._held = True
+        if not self._tell(done, total):
+            return
+        while self._frame(False):
+            # Anything else is the request in hand once more, or will come again.
             if self._decoder.kind == _HELLO and self._decoder.session != self._session:
+                self._held = True
                 raise _Abandoned
 
     def _allow_interrupt(self, on):

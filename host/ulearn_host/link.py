@@ -644,9 +644,10 @@ class Link:
         return text
 
     def _check_started(self) -> None:
-        # Two Ctrl-D end a program under the raw REPL, its error stands between them.
+        # Two Ctrl-D and a prompt end a program under the raw REPL, its error stands between the two. Without the prompt
+        # they may be of a frame that was cut.
         parts = self._recent.split("\x04")
-        if len(parts) < 3:
+        if len(parts) < 3 or not parts[-1].startswith(">"):
             return
         lines = [line for line in parts[-2].splitlines() if line.strip()] or ["it ended"]
         self._started = False
