@@ -11,7 +11,7 @@ import pytest
 import serial
 
 from conftest import ON_DEBIAN
-from ulearn_host import deploy, emulate
+from ulearn_host import asking, emulate
 
 BOARDS = emulate.emulated_boards()
 IN_QEMU = [name for name in BOARDS if name.startswith("QEMU")]
@@ -93,7 +93,7 @@ def test_the_facts_hold(any_board: Repl) -> None:
     measured = int(any_board.run(f"import gc; gc.collect(); print({heap})"))
     assert measured == pytest.approx(facts["heap_bytes"], rel=within)
     index = int(any_board.run("import sys; print(sys.implementation._mpy >> 10 & 15)"))
-    assert deploy.ARCHITECTURES[index] == facts["arch"]
+    assert asking.ARCHITECTURES[index] == facts["arch"]
     block, _, blocks = any_board.run("import os; print(*os.statvfs('/')[:3])").split()
     assert facts["flash_bytes"] in (None, int(block) * int(blocks))
     assert any_board.run("print(16777216.0 + 1 == 16777216.0)") == str(facts["float"].startswith("single"))

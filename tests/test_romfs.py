@@ -17,7 +17,7 @@ from conftest import HERE, ON_DEBIAN
 from test_bits import FIRMWARE, micropython
 from test_cli import run
 from test_deploy import CLIPS, keywords, learned, simulated
-from ulearn_host import deploy, emulate, romfs
+from ulearn_host import asking, deploy, deploy_rom, emulate, romfs
 from ulearn_host.errors import UserError
 from ulearn_host.link import Link
 
@@ -260,24 +260,24 @@ def test_a_romfs_of_others_is_left_alone(plan: Path, tmp_path: Path, monkeypatch
     """A file that no deploy put there, a list of ours or not; what would be imported first; too little room."""
     (tmp_path / "files").mkdir()
     with start(tmp_path / "board") as board:
-        deploy._write_rom(board.port, romfs.image({"ulearn.txt": b"ulearn.txt\n", "a.jpg": b"1"}))
+        deploy_rom.write_image(board.port, romfs.image({"ulearn.txt": b"ulearn.txt\n", "a.jpg": b"1"}))
         told = run("deploy", plan, "--port", board.port).stdout
         assert "the ROMFS is left alone, a.jpg in it is not of ulearn deploy" in " ".join(told.split())
         rom, flash = on_board(board.port)
         assert rom == {"/rom/ulearn.txt", "/rom/a.jpg"} and {"/a.ulm", "/lib/ulearn/agent.mpy"} < flash
         deploy.mpremote(board.port, "fs", "cp", "-r", ":lib", str(tmp_path / "files"))
         for other in ({"lib/ulearn/a.py": b""}, {"ulab_kernels.py": b""}):
-            deploy._write_rom(board.port, romfs.image({"a.jpg": b"1", **other}))
+            deploy_rom.write_image(board.port, romfs.image({"a.jpg": b"1", **other}))
             with pytest.raises(UserError, match=f"holds {min(other)}, which is imported first .* beside a.jpg"):
                 deploy.deploy(board.port, plan)
         # The same package in somebody's own image is good, and not copied once more.
         package = {name[1:]: (tmp_path / "files" / name[1:]).read_bytes() for name in flash if name.startswith("/lib/")}
         deploy.mpremote(board.port, "fs", "rm", "-r", ":lib")
-        deploy._write_rom(board.port, romfs.image({"a.jpg": b"1", **package}))
+        deploy_rom.write_image(board.port, romfs.image({"a.jpg": b"1", **package}))
         done = deploy.deploy(board.port, plan)
         assert done.note and done.copied == () and on_board(board.port)[1] == {"/a.ulm"}
-        deploy._write_rom(board.port, romfs.EMPTY)
-        monkeypatch.setattr(deploy, "_CHUNK_BYTES", 1 << 20)
+        deploy_rom.write_image(board.port, romfs.EMPTY)
+        monkeypatch.setattr(deploy_rom, "_CHUNK_BYTES", 1 << 20)
         done = deploy.deploy(board.port, plan)
         assert "the ROMFS has 524,288 bytes, package and plan take 1,048,576" in done.note
         assert "lib/ulearn/agent.mpy" in done.copied and "a.ulm" not in done.copied
@@ -320,7 +320,7 @@ def test_half_an_image_is_ours(plan: Path, tmp_path: Path) -> None:
     for blocks in (0, 1, 2, 9, 15):
         (tmp_path / "romfs.bin").write_bytes(image[: 4096 * blocks].ljust(len(image), b"\xff"))
         with start(tmp_path) as board:
-            answer = deploy._ask(board.port, [], "soft-reset")
+            answer = asking.ask_for(board.port, [], "soft-reset")
             assert not answer.foreign and bool(answer.rom) == (blocks > 0)
             if blocks in (1, 15):
                 assert "/rom/a.ulm" in deploy.deploy(board.port, plan).copied

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from serial.tools import list_ports
 
 from ulearn_host import flash_drive, running
-from ulearn_host.deploy import ARCHITECTURES
+from ulearn_host.asking import ARCHITECTURES
 from ulearn_host.emulate import NATIVE_MODULES
 from ulearn_host.link import Link, LinkError, open_port
 from ulearn_host.repl import RawRepl
