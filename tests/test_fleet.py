@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import ulearn
 from cases import random_case
-from ulearn_host import aggregate
+from ulearn import update as wire
+from ulearn_host import aggregate, rule_names
+from ulearn_host.errors import UserError
 from ulearn_host.fleet import PlanFacts
 
 
@@ -148,3 +152,30 @@ def test_features_feed_the_head() -> None:
         offset = machine.plan.programs["forward"].records[count - 1].operands[1].offset
         size = case.plan.network.layers[-2].output.size
         assert bytes(model.features(x)) == bytes(machine.arena[offset : offset + size])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_other_rules_work_in_real_units(seed: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The mean by that way is the exact one; one board that sends nonsense moves the mean, and the median little."""
+    case = random_case(seed)
+    path = tmp_path / "net.ulm"
+    path.write_bytes(case.plan.data)
+    facts = PlanFacts(path)
+    channels = [t.scales for t in case.plan.tensors]
+    assert len(facts.steps) == sum(count for _, count, _ in wire.tensors(facts.table))
+    assert facts.steps[0] == channels[0][0] and facts.steps[-1] == channels[-1][-1]
+    updates = [
+        aggregate.decode(bytes(trained(case, path, board).update(10 + board)), facts.table) for board in range(5)
+    ]
+    honest = aggregate.fedavg(updates)
+    mean = aggregate.combined(updates, rule_names.parse("mean"), facts.steps)
+    assert (mean.values == honest.values).all() and mean.num_samples == honest.num_samples
+    liar = replace(updates[0], values=np.where(updates[0].values > 0, -20000, 20000))
+    seen = [liar, *updates[1:]]
+    far = np.abs(aggregate.fedavg(seen).values - honest.values).mean()
+    near = np.abs(aggregate.combined(seen, rule_names.parse("median"), facts.steps).values - honest.values).mean()
+    assert near < far / 20
+    with pytest.raises(UserError, match="liars|clients"):
+        aggregate.combined(updates[:3], rule_names.parse("krum:1"), facts.steps)
+    with pytest.raises(ValueError, match="different"):
+        aggregate.combined([*updates, replace(liar, base_id=b"x" * 16)], rule_names.parse("median"), facts.steps)

@@ -4,7 +4,6 @@ import os
 import struct
 
 _PART = ".part"
-_SHA_BYTES = 32
 
 
 class Incoming:

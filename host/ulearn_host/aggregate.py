@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ulearn import update as wire
 from ulearn_host import numbers as n
+from ulearn_host.rule_names import Combine
 
 SAMPLES_MAX = 2**31  # of 32-bit differences: their weighted sum stays within 63 bits
 
@@ -77,6 +78,31 @@ def fedavg(updates: Sequence[Update]) -> Update:
 
     All must be counted from the same base of the same model. Raises ValueError otherwise, or when no sample counts.
     """
+    first, samples = _common(updates)
+    total = weighted_sum((u.values, u.num_samples) for u in updates)
+    return Update(first.model_id, first.base_id, samples, divide(total, samples))
+
+
+def combined(updates: Sequence[Update], rule: Combine, steps: NDArray[np.float64]) -> Update:
+    """Another rule than the mean (rule_names.parse): in real units, since distances and norms are of these.
+
+    Args:
+        updates: as for fedavg.
+        rule: (differences [clients, values], sample counts [clients]) to the fleet's difference [values].
+        steps: what one unit of each stored integer is, [values].
+
+    Raises:
+        ValueError: as fedavg; UserError: the rule has too few clients, or the difference is no number.
+    """
+    first, samples = _common(updates)
+    real = rule(np.stack([u.values * steps for u in updates]), np.array([u.num_samples for u in updates], np.float64))
+    units = real / steps
+    values = (np.sign(units) * np.floor(np.abs(units) + 0.5)).astype(np.int64)  # halves away from zero, as `divide`
+    return Update(first.model_id, first.base_id, samples, values)
+
+
+def _common(updates: Sequence[Update]) -> tuple[Update, int]:
+    """The first update, and the samples of all. Raises ValueError unless they fit together."""
     if not updates:
         raise ValueError("no update to average")
     first = updates[0]
@@ -87,8 +113,7 @@ def fedavg(updates: Sequence[Update]) -> Update:
         raise ValueError("the updates count no sample")
     if samples >= SAMPLES_MAX:
         raise ValueError(f"the updates count {samples} samples, the exact sum holds fewer than {SAMPLES_MAX}")
-    total = weighted_sum((u.values, u.num_samples) for u in updates)
-    return Update(first.model_id, first.base_id, samples, divide(total, samples))
+    return first, samples
 
 
 def weighted_sum(parts: Iterable[tuple[NDArray[Any], int]]) -> NDArray[np.int64]:

@@ -498,18 +498,27 @@ def federate(
     seed: Seed = 1,
     holdout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of each board's samples to test on.")] = 0.25,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the fleet's plan.")] = None,
+    rule: Annotated[
+        str,
+        typer.Option(
+            metavar="RULE",
+            help="How many updates become one: mean (by sample counts), clipped-mean[:BOUND], median, "
+            "trimmed-mean:SHARE, krum:LIARS, multi-krum:LIARS[:KEPT]; but for mean they bear some that are wrong.",
+        ),
+    ] = "mean",
     as_json: Json = False,
 ) -> None:
     """Federated averaging: boards train on their own samples, the host averages the updates by sample counts."""
     from contextlib import ExitStack
 
-    from ulearn_host import fleet
+    from ulearn_host import fleet, rule_names
     from ulearn_host.prepare import write_bytes as prepare_write
 
     if out and not out.absolute().parent.is_dir():
         raise UserError(f"{out}: there is no such folder")
     if len(port) != len(data):
         raise UserError(f"{len(port)} ports and {len(data)} files of samples were given, expected one file a port")
+    combine = rule_names.parse(rule)
     facts = fleet.PlanFacts(plan)
     if not facts.labelled:
         raise UserError(f"{plan}: federated evaluation of regressions is not supported yet; expected a classifier")
@@ -527,7 +536,7 @@ def federate(
         trained = steps.counter(f"{rounds} rounds on {len(members)} boards", rounds * len(members))
         for index in range(rounds):
             how = fleet.Hyperparameters(epochs, rate, seed + index)
-            fleet.federated_round(members, facts, how, trained)
+            fleet.federated_round(members, facts, how, trained, None if rule == "mean" else combine)
             if out:  # after every round: what the boards have committed is not lost with a later one
                 prepare_write(facts.with_weights(members[0].link.weights()), out)
         after = fleet.together(members, lambda m: m.right())

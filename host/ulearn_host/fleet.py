@@ -19,6 +19,7 @@ from ulearn_host.compiler import seal
 from ulearn_host.errors import UserError
 from ulearn_host.link import Counters, Link, LinkError
 from ulearn_host.network import Quantisation
+from ulearn_host.rule_names import Combine
 
 Tick = Callable[[int, int], None]
 T = TypeVar("T")
@@ -60,6 +61,8 @@ class PlanFacts:
         self.model_id = plan.model_id
         self.table = bytes(plan.section(n.SECTION_TENSORS))
         self.train_place = plan.offsets.get(n.SECTION_TRAIN, (0, 0))
+        at, size = plan.offsets.get(n.SECTION_SCALES, (0, 0))  # which a board has no use for
+        self.steps = _steps(self.table, path.read_bytes()[at : at + size])
         mantissa, exponent = struct.unpack_from("<Hh", plan.section(n.SECTION_STATE), n.S_LR_MANT)
         self.learning_rate = mantissa * 2.0**exponent
         fields = struct.unpack("<4Hfi4HfiHHf", plan.section(n.SECTION_IO))
@@ -97,6 +100,16 @@ class PlanFacts:
             raise UserError(f"{self.path}: {len(blob)} bytes of weights, expected {size}")
         data[at : at + size] = blob
         return seal(self.model_id, [bytes(data[n.HEADER_BYTES :])], struct.unpack_from("<H", data, n.H_SECTIONS)[0])
+
+
+def _steps(table: bytes, scales: bytes) -> NDArray[np.float64]:
+    """What one unit of each stored trainable number is, in canonical order."""
+    parts = []
+    for at in range(0, len(table), n.TENSOR_BYTES):
+        channels, *others, _, place = struct.unpack_from("<4HII", table, at + n.T_SHAPE)
+        steps = np.frombuffer(scales, "<f4", channels, place).astype(np.float64)
+        parts.append(np.repeat(steps, int(np.prod(others))))
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 class Member:
@@ -164,9 +177,15 @@ def common_base(members: Sequence[Member]) -> bytes:
 
 
 def federated_round(
-    members: Sequence[Member], facts: PlanFacts, how: Hyperparameters, done: Callable[[], None] = lambda: None
+    members: Sequence[Member],
+    facts: PlanFacts,
+    how: Hyperparameters,
+    done: Callable[[], None] = lambda: None,
+    rule: Combine | None = None,
 ) -> bytes:
     """One round of federated averaging: all train from the base, the mean becomes everybody's base.
+
+    rule: another way than the exact mean to make one update of many, of rule_names.parse.
 
     done is called, from any thread, when a board has trained. Returns the new base id, the same on every board. A board
     that fails while it takes the mean is asked once more: a new base is committed whole or not at all.
@@ -193,7 +212,8 @@ def federated_round(
         for member, update in zip(members, updates, strict=True):
             if update.num_samples != len(member.train):
                 raise UserError(f"{member.name}: counts {update.num_samples} samples, expected {len(member.train)}")
-        mean = aggregate.encode(aggregate.fedavg(updates), facts.table)
+        whole = aggregate.combined(updates, rule, facts.steps) if rule else aggregate.fedavg(updates)
+        mean = aggregate.encode(whole, facts.table)
     except ValueError as fault:
         raise UserError(f"the round was given up: {fault}") from None
     bases = together(members, take)
