@@ -89,8 +89,8 @@ def test_the_ten_lines_run(cortex_m0: Device, tmp_path: Path) -> None:
     (tmp_path / "sensor.py").write_text(sensor)
     (tmp_path / "lines.py").write_text(code.group(1))
     cortex_m0.put(tmp_path / "digits.ulm", tmp_path / "signal.bin", tmp_path / "sensor.py", tmp_path / "lines.py")
-    lines = cortex_m0.run("import lines")
+    lines = cortex_m0.fresh("import lines")
     assert lines and lines[-1].isdigit()
     again = "import ulearn;m=ulearn.load('digits.ulm');b=bytes(m.train_blob);"
     again += "m.restore('digits.ckpt');print(b!=m.train_blob)"
-    assert cortex_m0.run(again) == ["True"]
+    assert cortex_m0.fresh(again) == ["True"]
