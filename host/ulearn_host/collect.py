@@ -352,12 +352,6 @@ def check_same(old: Recording, path: Path, sensor: Sensor) -> None:
             raise UserError(f"{path}: its samples have {what} {a}, the board's {b}; name another file with --out")
 
 
-def empty(sensor: Sensor, labels: Sequence[str]) -> Recording:
-    """A recording without samples."""
-    x = sensor.real(np.zeros((0, *sensor.shape), sensor.dtype))
-    return Recording(x, np.zeros(0, np.int64), tuple(labels), sensor)
-
-
 # Playback.
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _DEFINE = re.compile(r"^#define UL_(\w+) (-?(?:0x[0-9A-Fa-f]+|\d+))\b", re.M)
@@ -65,7 +66,12 @@ def stale(write: bool = False) -> list[Path]:
 
 def main() -> int:
     """Command line: list stale files, or rewrite them."""
-    parser = argparse.ArgumentParser(description="Keep Python's copies of the format's numbers equal to ul_format.h.")
+    return command("Keep Python's copies of the format's numbers equal to ul_format.h.", stale)
+
+
+def command(description: str, stale: Callable[[bool], list[Path]]) -> int:
+    """The command line of generated files: list those that stale(write) names, or have it rewrite them. Exit status."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--write", action="store_true", help="rewrite stale files")
     arguments = parser.parse_args()
     changed = stale(arguments.write)

@@ -11,12 +11,12 @@ the package with an architecture's native modules; ``inference.json`` and ``<arc
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 import ulearn
+from ulearn_host import layout
 from ulearn_host.emulate import NATIVE_MODULES
 
 ARCHITECTURES = ("armv6m", "armv7emsp", "armv7m", "rv32imc", "x64", "xtensawin")
@@ -77,13 +77,7 @@ def stale(write: bool = False) -> list[Path]:
 
 def main() -> int:
     """Command line: list stale files, or rewrite them."""
-    parser = argparse.ArgumentParser(description="Keep mip's JSON files equal to the package.")
-    parser.add_argument("--write", action="store_true", help="rewrite stale files")
-    arguments = parser.parse_args()
-    changed = stale(arguments.write)
-    for path in changed:
-        print(("wrote " if arguments.write else "stale: ") + path.name)
-    return 1 if changed and not arguments.write else 0
+    return layout.command("Keep mip's JSON files equal to the package.", stale)
 
 
 if __name__ == "__main__":
