@@ -209,6 +209,8 @@ class _Maker:
             f["w_dtype"] = rng.choice((n.DTYPE_INT8, n.DTYPE_INT16))
             f["fraction"] = rng.randrange(8) if f["w_dtype"] == n.DTYPE_INT16 else 0
         if op in (n.OP_DENSE, n.OP_CONV_TRAINED, n.OP_DEPTHWISE_TRAINED):
+            f["fraction"] += n.FINER * rng.randint(0, f["fraction"])
+        if op in (n.OP_DENSE, n.OP_CONV_TRAINED, n.OP_DEPTHWISE_TRAINED):
             f["rounding"] = {
                 n.OP_DENSE: rng.choice((n.ROUND_SINGLE, n.ROUND_AWAY)),
                 n.OP_CONV_TRAINED: rng.choice((n.ROUND_SINGLE, n.ROUND_DOUBLE, n.ROUND_AWAY)),
@@ -322,7 +324,7 @@ def _place(rng: random.Random, m: _Maker) -> tuple[list[int], list[tuple[int, ..
     f, ends, tensors = m.f, [0] * n.BUFFERS, []
     for use in rng.sample(m.uses, len(m.uses)):
         buffer = n.BUF_ARENA
-        dtype, fraction = f["w_dtype"], f["fraction"]
+        dtype, fraction = f["w_dtype"], f["fraction"] % n.FINER
         if use.kind == "weights" or (use.kind == "biases" and rng.random() < 0.5):
             buffer = n.BUF_TRAIN
             if use.size == 4:

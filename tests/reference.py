@@ -199,17 +199,18 @@ def gate_is_on(state: bytes | bytearray, record: Record) -> bool:
 
 
 def dense(machine: Machine, record: Record) -> None:
-    """y[n] = clamp(round(bias[n] + sum_k (x[k] - zero_in) * wq(w[n][k])) + zero_out, act_min, act_max)"""
+    """y[n] = clamp(round(bias[n] + coarse(sum_k (x[k] - zero_in) * wz(w[n][k]))) + zero_out, act_min, act_max)"""
     if record.rounding not in (ROUND_SINGLE, ROUND_AWAY):
         raise ValueError(f"dense: rounding {record.rounding}, expected {ROUND_SINGLE} or {ROUND_AWAY}")
     x = machine.read(record.operands[0], "b", record.in_c)
-    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, record.in_c).tolist()
+    finer = record.fraction // 16
+    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, record.in_c, finer).tolist()
     bias = machine.read(record.operands[3], "i", record.out_c)
     scales = machine.read_scales(record)
     y = []
     for n in range(record.out_c):
-        exact = bias[n] + sum((x[k] - record.zero_in) * weights[n][k] for k in range(record.in_c))
-        rounded = scales[n].round(wrap_int32(exact))
+        fine = sum((x[k] - record.zero_in) * weights[n][k] for k in range(record.in_c))
+        rounded = scales[n].round(wrap_int32(bias[n] + round_half_up(fine, 2**finer)))
         y.append(clamp(rounded + record.zero_out, record.act_min, record.act_max))
     machine.write(record.operands[1], "b", y)
 

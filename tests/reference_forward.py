@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reference_arithmetic import clamp, high_product, requantise, round_half_away, saturate, wq, wrap_int32
+from reference_arithmetic import (
+    clamp,
+    high_product,
+    requantise,
+    round_half_away,
+    round_half_up,
+    saturate,
+    wq,
+    wrap_int32,
+)
 from reference_plan import DTYPE_INT8, DTYPE_INT16, DTYPE_UINT8, ROUND_DOUBLE, ROUND_SINGLE
 
 if TYPE_CHECKING:
@@ -68,9 +77,11 @@ def weight_code(record: Record) -> str:
     raise ValueError(f"record: weights of type {record.w_dtype}, expected {DTYPE_INT8} or {DTYPE_INT16}")
 
 
-def read_trained_rows(machine: Machine, record: Record, operand: Operand | None, rows: int, taps: int) -> np.ndarray:
-    """wq(w[n][k]) as [rows][taps]"""
-    fraction = record.fraction if record.w_dtype == DTYPE_INT16 else 0
+def read_trained_rows(
+    machine: Machine, record: Record, operand: Operand | None, rows: int, taps: int, finer: int = 0
+) -> np.ndarray:
+    """wq(w[n][k]) as [rows][taps], or wz with so many of the fraction bits left"""
+    fraction = record.fraction % 16 - finer if record.w_dtype == DTYPE_INT16 else 0
     stored = machine.read(operand, weight_code(record), rows * taps)
     return np.array([wq(w, fraction) for w in stored], np.int64).reshape(rows, taps)
 
@@ -106,10 +117,16 @@ def conv(machine: Machine, record: Record) -> None:
 
 
 def conv_trained(machine: Machine, record: Record) -> None:
-    """acc[n] = bias[n] + sum over the kernel of (x[i][j][c] - zero_in) * w[n][ki][kj][c]; the last N of M channels"""
-    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, taps_of(record, record.in_c))
-    sums = [weights @ window.reshape(-1) for window in centred_windows(machine, record)]
+    """acc[n] = bias[n] + coarse(sum over the kernel of (x[i][j][c] - zero_in) * wz(w[n][ki][kj][c])); last N of M channels"""
+    finer = record.fraction // 16
+    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, taps_of(record, record.in_c), finer)
+    sums = [coarse(weights @ window.reshape(-1), finer) for window in centred_windows(machine, record)]
     finish_layer(machine, record, sums, record.scale_mant, record.scale_mant - record.out_c)
+
+
+def coarse(sums: np.ndarray, finer: int) -> np.ndarray:
+    """floor(sum / 2^z + 1/2)"""
+    return np.array([round_half_up(int(s), 2**finer) for s in sums.reshape(-1)], np.int64).reshape(sums.shape)
 
 
 def centred_windows(machine: Machine, record: Record, operand: int = 0) -> list[np.ndarray]:
@@ -129,18 +146,21 @@ def depthwise(machine: Machine, record: Record) -> None:
 
 
 def depthwise_trained(machine: Machine, record: Record) -> None:
-    """acc[n] = bias[n] + sum over the kernel of (x[i][j][n / m] - zero_in) * w[n][ki][kj], where N = m * in_c"""
+    """acc[n] = bias[n] + coarse(sum over the kernel of (x[i][j][n / m] - zero_in) * wz(w[n][ki][kj])), N = m * in_c"""
     expect_rounding(record, ROUND_DOUBLE)
-    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, taps_of(record, 1))
-    finish_depthwise(machine, record, centred_windows(machine, record), weights)
+    finer = record.fraction // 16
+    weights = read_trained_rows(machine, record, record.operands[2], record.out_c, taps_of(record, 1), finer)
+    finish_depthwise(machine, record, centred_windows(machine, record), weights, finer)
 
 
-def finish_depthwise(machine: Machine, record: Record, windows: Sequence[np.ndarray], weights: np.ndarray) -> None:
+def finish_depthwise(
+    machine: Machine, record: Record, windows: Sequence[np.ndarray], weights: np.ndarray, finer: int = 0
+) -> None:
     """Each channel n sees the input channel n / m of the windows alone."""
     if record.scale_mant != 0:
         raise ValueError("depthwise: all channels are written, scale_mant has to be 0")
     seen = [by_output_channel(window, record) for window in windows]
-    finish_layer(machine, record, [np.sum(taps * weights, axis=1) for taps in seen], record.out_c, 0)
+    finish_layer(machine, record, [coarse(np.sum(taps * weights, axis=1), finer) for taps in seen], record.out_c, 0)
 
 
 def by_output_channel(window: np.ndarray, record: Record) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import random
 import resource
 import shutil
@@ -382,8 +383,8 @@ def parameters(rng: random.Random, head: bytes, parts: list[Part]) -> bytearray:
     return put_together(head, parts)
 
 
-def set_fraction(parts: list[Part], fraction: int) -> None:
-    """Another number of fraction bits, in every tensor and record of int16 weights."""
+def set_fraction(parts: list[Part], fraction: int, finer: int = 0) -> None:
+    """Another number of fraction bits, in every tensor and record of int16 weights; so many of them in forward sums."""
     for part in parts:
         if part.kind == n.SECTION_TENSORS:
             for at in range(0, len(part.value), n.TENSOR_BYTES):
@@ -392,11 +393,13 @@ def set_fraction(parts: list[Part], fraction: int) -> None:
         elif part.kind == n.SECTION_PROGRAM:
             for at in range(n.PROGRAM_BYTES, len(part.value), n.RECORD_BYTES):
                 if part.value[at + n.R_W_DTYPE] == n.DTYPE_INT16:
-                    part.value[at + n.R_FRACTION] = fraction
+                    forward = part.value[at + n.R_OP] in (n.OP_DENSE, n.OP_CONV_TRAINED, n.OP_DEPTHWISE_TRAINED)
+                    part.value[at + n.R_FRACTION] = fraction + n.FINER * finer * forward
 
 
 def fractions(rng: random.Random, head: bytes, parts: list[Part]) -> bytearray:
-    set_fraction(parts, rng.randrange(9))
+    fraction = rng.randrange(9)
+    set_fraction(parts, fraction, rng.randint(0, rng.choice((fraction, 15))))
     return contents(rng, head, parts)
 
 
@@ -766,10 +769,10 @@ def test_widest_weights_never_overflow(driver: Path, tmp_path: Path) -> None:
         plans[f"branches {seed}"] = compile_plan(network, Options("full", fraction=6)).data
     sessions, names = [], []
     for name, base in plans.items():
-        for fraction in range(8):
+        for fraction, finer in itertools.product(range(8), (0, 3)):
             for pattern in (b"\xff\x7f", b"\x00\x80"):
                 parts = take_apart(base)
-                set_fraction(parts, fraction)
+                set_fraction(parts, fraction, finer)
                 for part in parts:
                     if part.kind == n.SECTION_TRAIN:
                         part.value[:] = (pattern * len(part.value))[: len(part.value)]
@@ -779,7 +782,7 @@ def test_widest_weights_never_overflow(driver: Path, tmp_path: Path) -> None:
                     continue
                 for session in sessions_of(random.Random(name), model):
                     sessions.append(session)
-                    names.append(f"{name}, {fraction} fraction bits, weights {pattern.hex()}")
+                    names.append(f"{name}, {fraction} fraction bits, {finer} in sums, weights {pattern.hex()}")
     assert len(sessions) > 200 and any(name.startswith("branches") for name in names)
     _, faults = execute(driver, sessions, tmp_path)
     assert not faults, described(faults, names)

@@ -750,6 +750,16 @@ def test_layers_in_two_parts(rounding: int) -> None:
         assert np.array_equal(got[:, last], wanted[:, last]) and np.all(got[:, first] == BLANK)
 
 
+def test_sums_keep_fraction_bits() -> None:
+    """13/8 * 3 and 13/8 * 6, by hand: with two bits more the weight is 7/4, not 2, and the sum is rounded once."""
+    own = layer(typed([13], np.int16), [100], [HALF], [1])
+    fields = {"rounding": ROUND_SINGLE, "w_dtype": DTYPE_INT16, "out_c": 1, "scale_mant": 1, "in_w": 2, "out_w": 2}
+    for finer, wanted in ((0, [106, 112]), (2, [105, 111]), (3, [105, 110])):
+        assert run(CONV_TRAINED, [3, 6], own, 2, fraction=3 + 16 * finer, **fields) == wanted
+        deep = {**fields, "rounding": ROUND_DOUBLE, "scale_mant": 0}
+        assert run(DEPTHWISE_TRAINED, [3, 6], own, 2, fraction=3 + 16 * finer, **deep) == wanted
+
+
 def test_conv_trained_refuses() -> None:
     constants = layer(int8([[1], [2]]), [0, 0], [HALF] * 2, [1] * 2)
     fields = {"rounding": ROUND_SINGLE, "w_dtype": DTYPE_INT8, "out_c": 2}

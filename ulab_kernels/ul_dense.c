@@ -27,8 +27,9 @@ void ul_dense(const ul_buffer *table, const ul_record *r) {
     const uint32_t count = r->in_c;
     const int wide = r->w_dtype == UL_DTYPE_INT16;
     for (uint32_t n = 0; n < r->out_c; n++) {
-        const int32_t sum = wide ? dot_int16(x, (const int16_t *)(const void *)w, count, r->zero_in, r->fraction)
-                                 : dot_int8(x, (const int8_t *)w, count, r->zero_in);
+        const int32_t sum = wide
+            ? ul_coarse(dot_int16(x, (const int16_t *)(const void *)w, count, r->zero_in, ul_lost(r)), ul_finer(r))
+            : dot_int8(x, (const int8_t *)w, count, r->zero_in);
         w += wide ? 2 * count : count;
         // The sum is bounded by the verifier; a bias is whatever the plan says, so it is added modulo 2^32.
         const int32_t acc = (int32_t)((uint32_t)sum + (uint32_t)bias[n]);

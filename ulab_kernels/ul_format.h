@@ -151,7 +151,8 @@
 #define UL_R_ACT_MIN 52   // i8
 #define UL_R_ACT_MAX 53   // i8
 #define UL_R_W_DTYPE 54   // u8: UL_DTYPE_INT8, UL_DTYPE_INT16 or UL_DTYPE_UINT8
-#define UL_R_FRACTION 55  // u8, fraction bits of int16 weights, 0..7
+#define UL_R_FRACTION 55  // u8, fraction bits f of int16 weights, 0..7, plus FINER * z: z of them, 0..f, stay in forward sums
+#define UL_FINER 16
 #define UL_R_SCALE_MANT 56 // u16
 #define UL_R_SCALE_EXP 58  // i16
 #define UL_R_EXTRA 60      // u32
@@ -181,11 +182,14 @@
 #define UL_ROUND_AWAY 3
 
 // The records. K = in_c, N = out_c. wq(w) is w itself for int8 weights and (w + 2^(f-1)) >> f for int16 with f
-// fraction bits. rshift(p, s) = floor(p / 2^s + 1/2), cut to +-2^30; 0 for s > 62. bitlen(0) = 0. A gradient's top is 2047,
+// fraction bits. In forward sums of int16 weights z of these bits stay, so that a step below one unit of int8 is
+// seen at the output: wz(w) = (w + 2^(f-z-1)) >> (f - z), and coarse(sum) = floor(sum / 2^z + 1/2); 2^-1 stands for 0. Before
+// the first step, when the bits are 0, that is what wq gives. For int8 weights z = 0, wz = wq.
+// rshift(p, s) = floor(p / 2^s + 1/2), cut to +-2^30; 0 for s > 62. bitlen(0) = 0. A gradient's top is 2047,
 // or 127 where it is narrow, its bits 11 or 7.
 //
 // DENSE: 0 x int8[K], 1 y int8[N], 2 weights [N][K], 3 bias i32[N], 4 multiplier i32[N], 5 shift i8[N]; SINGLE or AWAY
-//   acc = bias[n] + sum_k (x[k] - zero_in) * wq(w[n][k])                                   (mod 2^32)
+//   acc = bias[n] + coarse(sum_k (x[k] - zero_in) * wz(w[n][k]))                             (mod 2^32)
 //   y[n] = clamp(round(acc, multiplier[n], shift[n]) + zero_out, act_min, act_max); shift is cut to -31..30 and
 //   the rounded value saturates to 32 bits.
 //   ONE_SCALE may be set.
@@ -307,11 +311,11 @@
 #define UL_OP_SOFTMAX 26
 
 
-// Operators of imported networks whose weights are trained. wq and the dtypes INT8 and INT16 as in DENSE.
+// Operators of imported networks whose weights are trained. wz, coarse and the dtypes INT8 and INT16 as in DENSE.
 //
 // CONV_TRAINED: 0 x int8[in_h][in_w][in_c], 1 y int8[out_h][out_w][M], 2 weights [N][K], K = kernel_h * kernel_w * in_c,
 //   3 bias i32[N], 4 multiplier i32[N], 5 shift i8[N]; roundings as CONV. The last N of M channels are written; M = scale_mant.
-//   acc = bias[n] + sum over the kernel, inside, of (x[i][j][c] - zero_in) * wq(w[n][ki][kj][c])     (mod 2^32)
+//   acc = bias[n] + coarse(sum over the kernel, inside, of (x[i][j][c] - zero_in) * wz(w[n][ki][kj][c]))     (mod 2^32)
 //   y[..][M - N + n] = clamp(round(acc, multiplier[n], shift[n]) + zero_out, act_min, act_max)
 //   SCRATCH: four positions at a time; extra = taps at a time, 1..K: 16 * extra bytes, and 16 * N where extra < K.
 #define UL_OP_CONV_TRAINED 27
@@ -379,7 +383,7 @@
 #define UL_GRADIENT_HEADER 4
 #define UL_MANTISSA_MAX 2047
 #define UL_NARROW_MAX 127
-#define UL_WEIGHT_MAX 32768 // of an int16 weight: wq lies within +-(this >> fraction), what bounds are computed with
+#define UL_WEIGHT_MAX 32768 // of an int16 weight: wz lies within +-(this >> (f - z)), what bounds are computed with
 #define UL_BIAS_MAX 1073741823
 #define UL_CLASSES_MAX 8192
 #define UL_RECORDS_MAX 1024

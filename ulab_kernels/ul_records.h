@@ -40,6 +40,19 @@ static inline int32_t ul_half(int32_t fraction) {
     return ((int32_t)1 << fraction) >> 1;
 }
 
+// Of a forward record: the fraction bits that its sums keep, those that its weights lose, and a sum without the former.
+static inline int32_t ul_finer(const ul_record *r) {
+    return r->fraction >> 4;
+}
+
+static inline int32_t ul_lost(const ul_record *r) {
+    return (r->fraction & 15) - ul_finer(r);
+}
+
+static inline int32_t ul_coarse(int32_t sum, int32_t finer) {
+    return (sum + ul_half(finer)) >> finer;
+}
+
 // A rounded sum as an output code: clamped before the zero point is added, so that the sum cannot overflow.
 static inline int8_t ul_code(const ul_record *r, int32_t scaled) {
     return (int8_t)(ul_clamp(scaled, r->act_min - r->zero_out, r->act_max - r->zero_out) + r->zero_out);

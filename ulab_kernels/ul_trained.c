@@ -32,6 +32,7 @@ void ul_conv_trained(const ul_buffer *table, const ul_record *r) {
     const uint32_t size = r->w_dtype == UL_DTYPE_INT16 ? 2 : 1, total = (uint32_t)r->out_h * r->out_w;
     int32_t *const quads = (int32_t *)(void *)table[UL_BUF_SCRATCH].data, *const kept = quads + 4 * chunk;
     const int whole = chunk == count;
+    const int32_t finer = ul_finer(r);
     int32_t i = -(int32_t)r->pad_top, j = -(int32_t)r->pad_left, column = 0;
     for (uint32_t first = 0; first < total; first += 4) {
         const uint32_t some = total - first < 4 ? total - first : 4;
@@ -51,7 +52,7 @@ void ul_conv_trained(const ul_buffer *table, const ul_record *r) {
             for (uint32_t q = 0; q < 4; q++) {
                 gather(quads + q, x, r, is[q], js[q], from, to);
             }
-            const ul_walk walk = ul_walk_of(r->w_dtype, r->fraction, (int32_t)size, quads, to - from);
+            const ul_walk walk = ul_walk_of(r->w_dtype, ul_lost(r), (int32_t)size, quads, to - from);
             const uint8_t *row = weights + size * from;
             int8_t *out = y + (first * r->scale_mant) + r->scale_mant - r->out_c;
             for (uint32_t n = 0; n < r->out_c; n++, out++) {
@@ -62,7 +63,7 @@ void ul_conv_trained(const ul_buffer *table, const ul_record *r) {
                 ul_four(sums, row, &walk);
                 row += size * count;
                 for (uint32_t q = 0; q < some && to == count; q++) {
-                    const int32_t acc = (int32_t)((uint32_t)sums[q] + (uint32_t)bias[n]);
+                    const int32_t acc = (int32_t)((uint32_t)ul_coarse(sums[q], finer) + (uint32_t)bias[n]);
                     out[q * r->scale_mant] = ul_channel_code(r, acc, multiplier, shift, n * ul_scale_step(r));
                 }
             }
@@ -78,7 +79,7 @@ void ul_depthwise_trained(const ul_buffer *table, const ul_record *r) {
     const int32_t *const multiplier = ul_operand(table, r, 4);
     const int8_t *const shift = ul_operand(table, r, 5);
     const uint32_t channels = r->in_c, repeat = ul_quotient(r->out_c, channels), count = (uint32_t)r->kernel_h * r->kernel_w;
-    const int32_t half = ul_half(r->fraction), zero = r->zero_in;
+    const int32_t finer = ul_finer(r), lost = ul_lost(r), half = ul_half(lost), zero = r->zero_in;
     for (int32_t oi = 0; oi < r->out_h; oi++) {
         for (int32_t oj = 0; oj < r->out_w; oj++) {
             const int32_t i = oi * r->stride_h - r->pad_top, j = oj * r->stride_w - r->pad_left;
@@ -93,12 +94,12 @@ void ul_depthwise_trained(const ul_buffer *table, const ul_record *r) {
                                 continue;
                             }
                             const int32_t w = r->w_dtype == UL_DTYPE_INT16
-                                ? ul_wq(((const int16_t *)weights)[k], half, r->fraction)
+                                ? ul_wq(((const int16_t *)weights)[k], half, lost)
                                 : ((const int8_t *)weights)[k];
                             sum += (x[((i + ki) * r->in_w + j + kj) * (int32_t)channels + (int32_t)c] - zero) * w;
                         }
                     }
-                    const int32_t acc = (int32_t)((uint32_t)sum + (uint32_t)bias[n]);
+                    const int32_t acc = (int32_t)((uint32_t)ul_coarse(sum, finer) + (uint32_t)bias[n]);
                     *y++ = ul_channel_code(r, acc, multiplier, shift, n * ul_scale_step(r));
                 }
             }

@@ -85,7 +85,10 @@ class _Record:
         self.op, self.flags, self.rounding, self.gate, self.gain = fields[:5]
         self.operands = fields[5:11]
         self.k, self.n, self.zero_in, self.zero_out, self.act_min, self.act_max = fields[11:17]
-        self.w_dtype, self.fraction, self.scale_mant, self.scale_exp, self.extra = fields[17:]
+        self.w_dtype, fraction, self.scale_mant, self.scale_exp, self.extra = fields[17:]
+        # Bits that a forward pass keeps till its sums are made, and bits that weights lose before.
+        self.finer = fraction >> 4
+        self.fraction = (fraction & 15) - self.finer
         self.program, self.at = program, at
         self.buffers, self.base = buffers, base
         self.state = buffers[_BUF_STATE]
@@ -118,6 +121,11 @@ class _Record:
         if self.w_dtype != _DTYPE_INT16 or f == 0:
             return weights
         return np.right_shift(weights, f) + np.bitwise_and(np.right_shift(weights, f - 1), 1)
+
+    def coarse(self, sums):
+        # Forward sums without the bits that were kept for them.
+        finer = self.finer
+        return [(s + (1 << finer >> 1)) >> finer for s in sums] if finer else sums
 
     def used_max(self):
         if self.w_dtype != _DTYPE_INT16:
@@ -380,10 +388,12 @@ def _dense(r):
     for n in range(0, r.n, rows):
         end = min(n + rows, r.n)
         block = r.used(weights[n:end])
-        sums = struct.unpack_from("<%di" % (end - n), bias, 4 * n)
+        sums = [0] * (end - n)
         for start, stop in pieces:
             dots = np.dot(block[:, start:stop], x[start:stop]).tolist()
             sums = [a + int(b) for a, b in zip(sums, dots)]
+        biases = struct.unpack_from("<%di" % (end - n), bias, 4 * n)
+        sums = [a + b for a, b in zip(r.coarse(sums), biases)]
         y[n:end] = codes(r, sums, scales(r, n, end - n), rounding)
     return 0
 

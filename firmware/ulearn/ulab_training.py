@@ -90,7 +90,7 @@ def _conv_trained(r):
     for oi in range(w.out_h):
         high, low = _conv_trained_row(r, w, oi, weights)
         for oj in range(w.out_w):
-            sums = [a + b for a, b in zip(integers(high[oj], low[oj]), bias)]
+            sums = [a + b for a, b in zip(r.coarse(integers(high[oj], low[oj])), bias)]
             end = (oi * w.out_w + oj + 1) * channels
             y[end - r.n : end] = codes(r, sums, of_sums, ROUNDINGS[r.rounding])
     return 0
@@ -111,7 +111,7 @@ def _depthwise_trained(r):
                 weight = r.used(flat[q * w.taps + k :: w.taps * repeat]) * 1.0
                 add_exact(high[first:end], low[first:end], (cells * 1.0 - float(r.zero_in)) * weight)
             for n in range(q, r.n, repeat):
-                sums = [a + bias[n] for a in integers(high[:, n // repeat], low[:, n // repeat])]
+                sums = [a + bias[n] for a in r.coarse(integers(high[:, n // repeat], low[:, n // repeat]))]
                 row[n :: r.n] = codes(r, sums, scales(r, n, 1) * w.out_w, ROUNDINGS[r.rounding])
     return 0
 

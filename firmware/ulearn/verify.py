@@ -294,8 +294,10 @@ class _Verifier:
         frozen = _DTYPE_UINT8 if op == _OP_CONV else _DTYPE_INT8 if op == _OP_DEPTHWISE else 0
         need(dtype in (_DTYPE_INT8, _DTYPE_INT16) if trained else dtype == frozen, "weights of dtype %d" % dtype)
         wide = trained and dtype == _DTYPE_INT16
-        need(fraction <= (7 if wide else 0), "%d fraction bits" % fraction)
-        numbers, inherits = self.check_shape(fields, update, _WEIGHT_MAX >> fraction if wide else 128)
+        finer = fraction >> 4 if forward else 0
+        fraction -= 16 * finer
+        need(finer <= fraction <= (7 if wide else 0), "%d fraction bits, %d of them in sums" % (fraction, finer))
+        numbers, inherits = self.check_shape(fields, update, _WEIGHT_MAX >> (fraction - finer) if wide else 128)
         used = 0
         self.spans = []
         for use in uses.split():

@@ -16,6 +16,7 @@ from ulearn_host.network import Dense, Depthwise, Weighted
 from ulearn_host.schemes import Part
 
 WeightType = Literal["int16", "int8"]
+FINER_MAX = 3  # measured: a fourth bit gains nothing (python tests/speakers.py)
 
 
 @dataclass
@@ -49,13 +50,30 @@ class Kept:
 
     @property
     def kind(self) -> dict[str, int]:
-        """How trained weights are kept, as a record's fields."""
+        """How trained weights are kept, as a backward record's fields."""
         return {"w_dtype": self.dtype, "fraction": self.fraction} if self.rows else {}
+
+    def seen(self, taps: int) -> dict[str, int]:
+        """How they are kept, as the fields of a forward record that sums up `taps` products."""
+        return self.kind | {"fraction": self.fraction + n.FINER * finer(self.dtype, self.fraction, taps)}
 
 
 def largest(dtype: int, fraction: int) -> int:
     """The largest absolute value that a weight can have in a sum, over all that training may do to it."""
     return n.WEIGHT_MAX >> fraction if dtype == n.DTYPE_INT16 else 128
+
+
+def finer(dtype: int, fraction: int, taps: int) -> int:
+    """How many fraction bits forward sums of so many products keep: as many as fit, up to FINER_MAX."""
+    if dtype != n.DTYPE_INT16:
+        return 0
+    fitting = (z for z in range(min(fraction, FINER_MAX), 0, -1) if taps <= _most_taps(largest(dtype, fraction - z)))
+    return next(fitting, 0)
+
+
+def _most_taps(weight: int) -> int:
+    """How many products of an input and a weight of this size fit into a sum, with room for a bias."""
+    return 2**30 // (255 * weight)
 
 
 class Parameters:
@@ -113,7 +131,7 @@ class Parameters:
         bias = layer.bias[first:]
         operand = self._bias(kept, layer, bias, first, part) if part.bias else self.lowering.frozen.add(bias)
         operands: dict[int, int | str] = {2: kept.weights, 3: operand}
-        kept.records.append(self.lowering.trained(layer, part.rows, operands, kept.kind))
+        kept.records.append(self.lowering.trained(layer, part.rows, operands, kept.seen(layer.weights[0].size)))
         return kept
 
     def _bias(self, kept: Kept, layer: Weighted, values: NDArray[np.int32], first: int, part: Part) -> int:
@@ -132,7 +150,7 @@ class Parameters:
         self.tensors.append(Trainable(name, dtype, fraction, (o, h, w, i), operand, steps.astype(np.float32)))
 
     def _check(self, layer: Weighted, part: Part) -> None:
-        limit = 2**30 // (255 * largest(self.dtype, self.fraction) if part.rows else 1 << 14)
+        limit = _most_taps(largest(self.dtype, self.fraction)) if part.rows else 2**30 // (1 << 14)
         taps = layer.weights[0].size
         if taps > limit:
             raise UserError(f"{layer.name}: {taps} inputs could overflow the accumulator, at most {limit} cannot")
