@@ -117,7 +117,7 @@ def conv(machine: Machine, record: Record) -> None:
 
 
 def conv_trained(machine: Machine, record: Record) -> None:
-    """acc[n] = bias[n] + coarse(sum over the kernel of (x[i][j][c] - zero_in) * wz(w[n][ki][kj][c])); last N of M channels"""
+    """acc[n] = bias[n] + coarse(sum over the kernel of (x - zero_in) * wz(w[n][ki][kj][c])); last N of M channels"""
     finer = record.fraction // 16
     weights = read_trained_rows(machine, record, record.operands[2], record.out_c, taps_of(record, record.in_c), finer)
     sums = [coarse(weights @ window.reshape(-1), finer) for window in centred_windows(machine, record)]
