@@ -32,23 +32,42 @@ def base_id(model):
     return digest.digest()[:_ID_BYTES]
 
 
+class Base:
+    # The base's trainable blob, read where it is asked for: from memory, from the base file or from the plan itself.
+    def __init__(self, model):
+        self.file = self.view = None
+        if model.base is not None and not model.base_path:
+            self.view = memoryview(model.base)
+        else:
+            self.path, self.offset = (
+                (model.base_path, _HEADER_BYTES) if model.base_path else (model.path, model.base_place)
+            )
+            self.file = open(self.path, "rb")
+
+    def into(self, at, view):
+        # Allocates no room of its own.
+        if not self.file:
+            view[:] = self.view[at : at + len(view)]
+            return
+        self.file.seek(self.offset + at)
+        if self.file.readinto(view) != len(view):
+            raise ValueError("%s: cut short while it was in use" % self.path)
+
+    def close(self):
+        if self.file:
+            self.file.close()
+
+
 def base_chunks(model, size=_CHUNK):
-    # The base's trainable blob, piece by piece: from memory, from the base file or from the plan itself.
-    total = len(model.train_blob)
-    if model.base is not None and not model.base_path:
-        view = memoryview(model.base)
+    # The base's trainable blob, piece by piece.
+    base, total = Base(model), len(model.train_blob)
+    try:
         for at in range(0, total, size):
-            yield view[at : at + size]
-        return
-    path, offset = (model.base_path, _HEADER_BYTES) if model.base_path else (model.path, model.base_place)
-    with open(path, "rb") as f:
-        f.seek(offset)
-        while total:
-            chunk = f.read(min(size, total))
-            if not chunk:
-                raise ValueError("%s: cut short while it was in use" % path)
+            chunk = bytearray(min(size, total - at))
+            base.into(at, chunk)
             yield chunk
-            total -= len(chunk)
+    finally:
+        base.close()
 
 
 def load_base(model):
@@ -57,10 +76,15 @@ def load_base(model):
     for chunk in base_chunks(model):
         blob[at : at + len(chunk)] = chunk
         at += len(chunk)
+    if model.own:
+        from .personal import put_on
+
+        put_on(model)
 
 
-def write(path, model_id, base, train, state):
-    # `train`: the pieces that together are the trainable blob. A STATE makes it a checkpoint, none a base.
+def write(path, model_id, base, train, state, size=None):
+    # `train`: the pieces that together are the trainable blob, and `size` its bytes where they come only once. A STATE
+    # makes it a checkpoint, none a base.
     def parts():
         digest = sha256()
         for part in pieces():
@@ -69,7 +93,7 @@ def write(path, model_id, base, train, state):
         yield digest.digest()
 
     def pieces():
-        yield struct.pack(_HEADER, _MAGIC, _VERSION, 0, sum(lengths), len(state), model_id, base)
+        yield struct.pack(_HEADER, _MAGIC, _VERSION, 0, size, len(state), model_id, base)
         for part in train:
             yield part
         yield state
@@ -79,7 +103,8 @@ def write(path, model_id, base, train, state):
         if model != model_id or (state and origin != base):
             raise ValueError("%s: of another model or base" % place)
 
-    lengths = [len(part) for part in train]
+    if size is None:
+        size = sum([len(part) for part in train])
     write_safely(path, parts(), of_use)
 
 

@@ -66,6 +66,10 @@ def load(source, run=None, frozen="auto"):
             from .checkpoint import adopt_base
 
             adopt_base(model)
+        if any(exists(place) for place in candidates(source + ".own0")):
+            from .personal import put_on
+
+            put_on(model)
     return model
 
 
@@ -76,6 +80,8 @@ def _forget_loader():
 
 class Model:
     # A plan in memory, ready to run: every buffer was made by the loader, once.
+    own = False  # whether a last layer of its own takes the base's place, see personal.py
+    kept = None  # of a plan that is no file: what a board keeps between rounds, see feedback.py
 
     @property
     def base_id(self):
