@@ -21,7 +21,7 @@ DEBIAN := $(filter debian,$(shell . /etc/os-release 2>/dev/null && echo $$ID))
 BOARDS = flock $(CACHE)/lock $(MAKE) --no-print-directory -f boards/build.mk CACHE=$(CACHE) VENV=$(abspath $(VENV))
 EXTENSION := pyproject.toml $(wildcard setup.py ulab_kernels/*.c ulab_kernels/*.h)
 
-.PHONY: setup demo test bench native native-all native-commit lint clean packages boards
+.PHONY: setup demo test browser bench native native-all native-commit lint clean packages boards
 .NOTPARALLEL:
 
 setup: packages $(VENV)/.installed boards
@@ -29,7 +29,7 @@ setup: packages $(VENV)/.installed boards
 demo: setup
 	@$(VENV)/bin/ulearn demo $(ARGS)
 
-test: setup
+test: setup browser
 	@$(VENV)/bin/python -m pytest tests $(ARGS)
 
 bench: setup
@@ -38,6 +38,10 @@ bench: setup
 ifdef DEBIAN
 packages:
 	@boards/debian_packages.sh $(if $(wildcard $(VENV)/.installed)$(PYTHON),,python3-venv python3-dev)
+
+# What the tests look at the fleet's page with.
+browser:
+	@boards/debian_packages.sh chromium-headless-shell fonts-dejavu-core
 
 boards: $(VENV)/.installed
 	@mkdir -p $(CACHE) && $(BOARDS) all
@@ -49,7 +53,7 @@ packages:
 	@echo "not a Debian system: the emulated boards and the native modules cannot be built here;" \
 		"for the Unix board, MicroPython is taken from ULEARN_MICROPYTHON or PATH"
 
-boards native native-all native-commit:
+boards browser native native-all native-commit:
 endif
 
 $(VENV)/.installed: $(EXTENSION)

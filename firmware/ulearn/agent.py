@@ -35,12 +35,15 @@ _STOP = const(0x29)
 _RESET = const(0x2A)
 _FILE = const(0x2B)
 _FILE_COMMIT = const(0x2C)
+_TASK = const(0x2D)
+_FACTS = const(0x2E)
 _HELLO = const(0x30)  # no control character: a HELLO may reach a REPL
 _INFO = const(0x31)
 _PREDICT = const(0x32)
 _OUTPUT = const(0x33)
 _UPDATE_GET = const(0x34)
 _BLOB_GET = const(0x35)
+_ANSWER_GET = const(0x36)
 _LARGE = const(0x10)
 _REPLY = const(0x80)
 _ERROR = const(0x60)
@@ -82,7 +85,7 @@ class Agent:
         if not _MIN_BUFFER_BYTES <= buffer_bytes <= 65535:
             raise ValueError("buffer of %d bytes, expected %d to 65535" % (buffer_bytes, _MIN_BUFFER_BYTES))
         self.model = model
-        self.samples = None
+        self.samples = self.held_out = None
         self.buffer_bytes = buffer_bytes
         self.credit = credit or (256 if sys.platform.startswith("esp") else buffer_bytes)
         self.max_payload = buffer_bytes // 2 - _FRAME_BYTES
@@ -107,7 +110,8 @@ class Agent:
         self._heard = self._told = _ticks_ms()
         self._interruptible = True
         self.stopped = False
-        self._update = self._incoming = self._file = None
+        self._update = self._answer = self._incoming = self._file = None
+        self._held_out = False  # where samples that come belong
         self._received = 0
 
     def serve(self):
@@ -275,7 +279,7 @@ class Agent:
             self._due = 1
             for i in range(_WINDOW):
                 self._done[i] = None
-            self._update = self._incoming = None
+            self._update = self._answer = self._incoming = None
             self._drop_file()
         self._done[_WINDOW] = None
         self._allow_interrupt(False)
@@ -346,7 +350,7 @@ class Agent:
         if self.model is not None:
             self.model.close()
         self.model = model
-        self.samples = self._update = self._incoming = None
+        self.samples = self.held_out = self._update = self._answer = self._incoming = None
         gc.collect()
         return self._describe(out, 0)
 
@@ -357,24 +361,27 @@ class Agent:
         return self._describe(out, 32)
 
     def _data_reset(self, payload, out):
-        capacity = _fields("<H", payload)[0]
-        self.samples = None  # there may not be room for both
+        # Of the samples to learn from; with another byte, not 0, of those held out.
+        self._held_out = len(payload) == 3 and payload[2] != 0
+        capacity = _fields("<H", payload[:2] if len(payload) == 3 else payload)[0]
+        self._keep(None)  # there may not be room for both
         gc.collect()
         if capacity:
             from .samples import Samples
 
-            self.samples = Samples(self._loaded(), capacity)
-        struct.pack_into("<HH", out, 0, *self._data())
+            self._keep(Samples(self._loaded(), capacity))
+        struct.pack_into("<HH", out, 0, *_counts(self._coming()))
         return 4
 
     def _data_add(self, payload, out):
-        if self.samples is None:
+        samples = self._coming()
+        if samples is None:
             raise ValueError("there is no room for samples; reset the data with a capacity first")
         for _, target in self._labelled(payload):
             self._check(target)
         for x, target in self._labelled(payload):
-            self.samples.add(x, target)
-        struct.pack_into("<HH", out, 0, *self._data())
+            samples.add(x, target)
+        struct.pack_into("<HH", out, 0, *_counts(samples))
         return 4
 
     def _predict(self, payload, out):
@@ -450,7 +457,7 @@ class Agent:
             limit = 2 * len(self._loaded().train_blob) + _UPDATE_SLACK_BYTES
             if total > limit:
                 raise ValueError("update of %d bytes, expected at most %d" % (total, limit))
-            self._incoming = self._update = None
+            self._incoming = self._update = self._answer = None
             gc.collect()
             self._incoming = bytearray(total)
             self._received = 0
@@ -461,15 +468,22 @@ class Agent:
         return 0
 
     def _update_commit(self, payload, out):
-        total, checksum = _fields("<II", payload)
+        # An update, or the base's whole blob where its id comes with it.
+        total, checksum = _fields("<II", payload[:8])
+        base_id = payload[8:]
         data = self._incoming
         self._incoming = None
         if data is None or self._received != total or len(data) != total:
             raise ValueError("%d bytes of the update are here, expected %d" % (self._received if data else 0, total))
         if crc32(data) != checksum:
             raise ValueError("the update was damaged on its way: its checksum does not match")
-        self._update = None
-        self._loaded().apply(data)
+        self._update = self._answer = None
+        if base_id:
+            from .task import replace
+
+            replace(self._loaded(), data, bytes(base_id))
+        else:
+            self._loaded().apply(data)
         out[:16] = self.model.base_id
         return 16
 
@@ -494,6 +508,32 @@ class Agent:
         self._loaded().reset()
         self._update = None
         return 0
+
+    def _carry_out(self, payload, out):
+        # What a fleet's host asks of its members, on any line; the answer is fetched in pieces.
+        from .task import carry_out, parse
+
+        task = parse(payload)
+        self._update = self._answer = None
+        gc.collect()
+        self._answer = carry_out(self._loaded(), self.samples, task, self.held_out, self._training)
+        struct.pack_into("<I", out, 0, len(self._answer))
+        return 4
+
+    def _facts(self, payload, out):
+        from .task import facts
+
+        step_us, link = _fields("<II", payload)
+        self._update = self._answer = None
+        self._answer = facts(self._loaded(), self.samples, self.held_out, step_us, link)
+        struct.pack_into("<I", out, 0, len(self._answer))
+        return 4
+
+    def _answer_get(self, payload, out):
+        offset, length = _fields("<IH", payload)
+        if self._answer is None:
+            raise ValueError("there is no answer to fetch; give the task again")
+        return _chunk(self._answer, offset, length, out)
 
     def _take_file(self, payload, out):
         from .files import take
@@ -526,7 +566,16 @@ class Agent:
         return self.model
 
     def _data(self):
-        return (0, 0) if self.samples is None else (len(self.samples), self.samples.capacity)
+        return _counts(self.samples)
+
+    def _coming(self):
+        return self.held_out if self._held_out else self.samples
+
+    def _keep(self, samples):
+        if self._held_out:
+            self.held_out = samples
+        else:
+            self.samples = samples
 
     def _check(self, target):
         if self.model.labelled and target >= self.model.classes:
@@ -569,6 +618,9 @@ _HANDLERS = {
     _RESET: Agent._reset,
     _FILE: Agent._take_file,
     _FILE_COMMIT: Agent._commit_file,
+    _TASK: Agent._carry_out,
+    _FACTS: Agent._facts,
+    _ANSWER_GET: Agent._answer_get,
     _INFO: Agent._info,
     _PREDICT: Agent._predict,
     _OUTPUT: Agent._output,
@@ -600,6 +652,10 @@ def _raw(stream):
     # Below text and buffering: bytes, as they are.
     stream = getattr(stream, "buffer", stream)
     return getattr(stream, "raw", stream)
+
+
+def _counts(samples):
+    return (0, 0) if samples is None else (len(samples), samples.capacity)
 
 
 def _memory():

@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ulearn_host import cli_boards, display, placement, report
+from ulearn_host import cli_boards, cli_fleet, cli_flower, cli_simulate, display, placement, report
 from ulearn_host.budget import PLACES, Place, bytes_of
 from ulearn_host.compiler import GradientType, Options, Plan, compile_plan
 from ulearn_host.emulate import EmulatorError
@@ -487,92 +487,6 @@ def evaluate(plan: PlanPath, port: Port, data: Data, as_json: Json = False) -> N
         display.console.print(f"mean squared error {error:g} over {score.samples} samples")
 
 
-@app.command(epilog="Example:  ulearn federate digits.ulm -p PORT1 --data a.npz -p PORT2 --data b.npz --out fleet.ulm")
-def federate(
-    plan: PlanPath,
-    port: Annotated[list[str], typer.Option("--port", "-p", help="Serial port of a board; once for each.")],
-    data: Annotated[list[Path], typer.Option(help="That board's samples (npz), in the order of the ports.")],
-    rounds: Annotated[int, typer.Option(min=1, help="How often the boards' updates are averaged.")] = 5,
-    epochs: Epochs = 1,
-    learning_rate: Rate = None,
-    seed: Seed = 1,
-    holdout: Annotated[float, typer.Option(min=0, max=0.9, help="Share of each board's samples to test on.")] = 0.25,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the fleet's plan.")] = None,
-    rule: Annotated[
-        str,
-        typer.Option(
-            metavar="RULE",
-            help="How many updates become one: mean (by sample counts), clipped-mean[:BOUND], median, "
-            "trimmed-mean:SHARE, krum:LIARS, multi-krum:LIARS[:KEPT]; but for mean they bear some that are wrong.",
-        ),
-    ] = "mean",
-    as_json: Json = False,
-) -> None:
-    """Federated averaging: boards train on their own samples, the host averages the updates by sample counts."""
-    from contextlib import ExitStack
-
-    from ulearn_host import fleet, rule_names
-    from ulearn_host.prepare import write_bytes as prepare_write
-
-    if out and not out.absolute().parent.is_dir():
-        raise UserError(f"{out}: there is no such folder")
-    if len(port) != len(data):
-        raise UserError(f"{len(port)} ports and {len(data)} files of samples were given, expected one file a port")
-    combine = rule_names.parse(rule)
-    facts = fleet.PlanFacts(plan)
-    if not facts.labelled:
-        raise UserError(f"{plan}: federated evaluation of regressions is not supported yet; expected a classifier")
-    rate = facts.learning_rate if learning_rate is None else learning_rate
-    sets = [facts.samples(*_load(path)) for path in data]
-    with ExitStack() as stack:
-        members = []
-        for name, samples in zip(port, sets, strict=True):
-            learn, test = fleet.split(samples, holdout, seed)
-            members.append(fleet.Member(name, stack.enter_context(_linked(name, facts)), learn, test))
-        steps = stack.enter_context(display.steps())
-        before = fleet.together(members, lambda m: m.right())
-        for member in members:
-            member.send(steps.bar(f"{member.name}: sending {len(member.train)} samples"))
-        trained = steps.counter(f"{rounds} rounds on {len(members)} boards", rounds * len(members))
-        for index in range(rounds):
-            how = fleet.Hyperparameters(epochs, rate, seed + index)
-            fleet.federated_round(members, facts, how, trained, None if rule == "mean" else combine)
-            if out:  # after every round: what the boards have committed is not lost with a later one
-                prepare_write(facts.with_weights(members[0].link.weights()), out)
-        after = fleet.together(members, lambda m: m.right())
-    result = {
-        "boards": [
-            {
-                "port": m.name,
-                "samples": len(m.train),
-                "before": b / max(1, len(m.test)),
-                "after": a / max(1, len(m.test)),
-            }
-            for m, b, a in zip(members, before, after, strict=True)
-        ],
-        "before": fleet.accuracy(members, before),
-        "after": fleet.accuracy(members, after),
-        "rounds": rounds,
-    }
-    if as_json:
-        print(json.dumps(result))
-        return
-    rows = [
-        [b["port"], str(b["samples"]), display.percent(b["before"]), display.percent(b["after"])]
-        for b in cast(list[dict[str, Any]], result["boards"])
-    ]
-    total = sum(len(m.train) for m in members)
-    rows.append(
-        [
-            "fleet",
-            str(total),
-            display.percent(cast(float, result["before"])),
-            display.percent(cast(float, result["after"])),
-        ]
-    )
-    display.table(f"{plan.name} after {rounds} rounds", ["board", "samples", "before", "after"], rows)
-
-
 @app.command(epilog="Example:  ulearn demo --seed 3 --json result.json")
 def demo(
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Changes splits, mixes and order.")] = 0,
@@ -599,6 +513,9 @@ def demo(
 
 
 cli_boards.register(app)
+cli_fleet.register(app)
+cli_flower.register(app)
+cli_simulate.register(app)
 for command in app.registered_commands:
     command.help = cli_boards.paragraphs(command.callback) if command.callback else None
 

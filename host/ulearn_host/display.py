@@ -97,6 +97,16 @@ def plain(line: str) -> str:
     return line.translate(_BESIDES_TERMINALS).encode("ascii", "replace").decode()
 
 
+def visible(words: str) -> str:
+    """Text from outside with nothing in it that a terminal or a page obeys: escapes, line ends, turned writing."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+
+
+def safe(words: str) -> str:
+    """The same without markup, for `text` and tables."""
+    return escape(visible(words))
+
+
 def percent(share: float) -> str:
     """A share as a percentage with one decimal."""
     return f"{100 * share:.1f} %"

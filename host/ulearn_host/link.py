@@ -285,14 +285,18 @@ class Link:
         self._know(model)
         return Info(Counters(*counters), free, used, samples, capacity, model)
 
-    def data_reset(self, capacity: int) -> None:
-        """Drop the board's samples and make room for `capacity` new ones; 0 gives the memory back."""
+    def data_reset(self, capacity: int, held_out: bool = False) -> None:
+        """Drop the board's samples and make room for `capacity` new ones; 0 gives the memory back.
+
+        held_out: those that it is tested on, which lie beside those that it learns from.
+        """
         if not 0 <= capacity <= 0xFFFF:
             raise LinkError(f"room for {capacity} samples was asked for, expected 0 to 65535")
-        self._call(board._DATA_RESET, struct.pack("<H", capacity))
+        self._call(board._DATA_RESET, struct.pack("<HB", capacity, 1) if held_out else struct.pack("<H", capacity))
 
     def data_add(self, x: Samples, y: NDArray[Any], progress: Progress | None = None) -> int:
-        """Send samples to the board: x int8 [n, ...], y labels [n] or int8 vectors [n, outputs].
+        """Send samples to the board: x int8 [n, ...], y labels [n] or int8 vectors [n, outputs]. They go where the last
+        data_reset made room.
 
         Returns:
             How many samples the board holds now; when its room is full, the oldest have made way.
@@ -356,8 +360,25 @@ class Link:
         """Fetch the update since the base; it counts as `num_samples`, 0 for as many as the board holds."""
         return self._pieces(board._UPDATE_GET, "<IHI", lambda offset, size: (offset, size, num_samples))
 
-    def update_put(self, update: bytes, progress: Progress | None = None) -> bytes:
-        """Send an update and have it applied; returns the new base id."""
+    def facts(self, step_us: int = 0, link: int = 0) -> bytes:
+        """What the board tells a fleet's host of itself (task.facts); step_us, link: what the host has measured."""
+        self._call(board._FACTS, struct.pack("<II", step_us, link))
+        return self._answer()
+
+    def carry_out(self, task: bytes, progress: Progress | None = None) -> bytes:
+        """Have a fleet's task (task.make) carried out; returns the answer, an update or a report."""
+        self._call(board._TASK, task, progress)
+        return self._answer()
+
+    def _answer(self) -> bytes:
+        return self._pieces(board._ANSWER_GET, "<IH", lambda offset, size: (offset, size))
+
+    def replace(self, blob: bytes, base_id: bytes, progress: Progress | None = None) -> bytes:
+        """Send a whole base, the trainable weights in canonical order, that must have this id; returns the id."""
+        return self.update_put(blob, progress, base_id)
+
+    def update_put(self, update: bytes, progress: Progress | None = None, base_id: bytes = b"") -> bytes:
+        """Send an update and have it applied; returns the new base id. base_id: see `replace`."""
         room = self._limits().max_payload - 8
         pieces = (
             struct.pack("<II", offset, len(update)) + update[offset : offset + room]
@@ -366,7 +387,7 @@ class Link:
         for done, _ in enumerate(self._exchange((board._UPDATE_PUT, piece) for piece in pieces)):
             if progress:
                 progress(min((done + 1) * room, len(update)), len(update))
-        reply = self._call(board._UPDATE_COMMIT, struct.pack("<II", len(update), binascii.crc32(update)))
+        reply = self._call(board._UPDATE_COMMIT, struct.pack("<II", len(update), binascii.crc32(update)) + base_id)
         _expect(reply, 16, self.port)
         return reply
 

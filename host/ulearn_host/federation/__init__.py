@@ -1,0 +1,1 @@
+"""A fleet that learns together in rounds: jobs, their state machine, links to the boards, and its simulation."""
