@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +19,9 @@ from ulearn_host import deploy, emulate, fleet
 from ulearn_host.compiler import Options
 from ulearn_host.display import Steps
 from ulearn_host.errors import UserError
+from ulearn_host.federation import lines
+from ulearn_host.federation.job import Job
+from ulearn_host.federation.rounds import Federation
 from ulearn_host.importers import from_sklearn
 from ulearn_host.link import Link
 from ulearn_host.prepare import prepare, write
@@ -121,7 +127,8 @@ def run(seed: int, show: Steps) -> Result:
         path = Path(temporary) / "digits.ulm"
         write(plan, path)
         facts = fleet.PlanFacts(path)
-        members, hellos = [], []
+        members, hellos, ports = [], [], []
+        single = stack.enter_context(ExitStack())
         for world, share in zip(WORLDS, shares, strict=True):
             chosen = share[draw(y[share], world, TRAIN_SAMPLES + TEST_SAMPLES, rng)]
             seen = tilted(images[chosen], world).reshape(len(chosen), -1)
@@ -130,8 +137,8 @@ def run(seed: int, show: Steps) -> Result:
             test = fleet.Samples(samples.x[TRAIN_SAMPLES:], samples.y[TRAIN_SAMPLES:])
             board = stack.enter_context(emulate.start(world.board))
             deploy.deploy(board.port, path, show.bar(f"{world.name}: deploying", 100))
-            link = stack.enter_context(Link.open(board.port))
-            link.load(path.name)
+            link = single.enter_context(_opened(board.port, path))
+            ports.append(board.port)
             members.append(fleet.Member(world.name, link, train, test))
             hellos.append(link.about.implementation + ", " + link.about.machine if link.about else "")
         before = fleet.together(members, lambda m: m.right())
@@ -140,24 +147,56 @@ def run(seed: int, show: Steps) -> Result:
         bars = {m.name: show.bar(f"{m.name}: learning on its own") for m in members}
         fleet.together(members, lambda m: m.learn(LOCAL, bars[m.name]))
         after = fleet.together(members, lambda m: m.right())
-        trained = show.counter(f"{ROUNDS} federated rounds", ROUNDS * len(members))
-        for index in range(ROUNDS):
-            how = fleet.Hyperparameters(ROUND.epochs, ROUND.learning_rate, ROUND.seed + index)
-            fleet.federated_round(members, facts, how, trained)
-        averaged = fleet.together(members, lambda m: m.right())
+        single.close()
+        told = _together(path, members, ports, show.counter(f"{ROUNDS} federated rounds", ROUNDS * len(members)))
         boards = [
             {
                 "name": m.name,
                 "implementation": hello,
                 "before": b / len(m.test),
                 "after": a / len(m.test),
-                "federated": f / len(m.test),
+                "federated": dict(told["boards"])[m.name],
             }
-            for m, hello, b, a, f in zip(members, hellos, before, after, averaged, strict=True)
+            for m, hello, b, a in zip(members, hellos, before, after, strict=True)
         ]
-        federated = {
-            "before": fleet.accuracy(members, before),
-            "after": fleet.accuracy(members, averaged),
-            "rounds": ROUNDS,
-        }
+        federated = {"before": told["before"], "after": told["after"], "rounds": ROUNDS}
     return Result(boards, federated, time.monotonic() - began)
+
+
+def _opened(port: str, plan: Path) -> Link:
+    """A session with a board, the plan loaded."""
+    link = Link.open(port)
+    link.load(plan.name)
+    return link
+
+
+def _together(plan: Path, members: Sequence[fleet.Member], ports: Sequence[str], done: Callable[[], None]) -> Any:
+    """The job of the fleet. Returns the accuracy of all before and after, and each board's after."""
+    job = Job(
+        "demo",
+        ROUNDS,
+        len(members),
+        over=1.0,
+        retry_s=0.2,
+        epochs=ROUND.epochs,
+        learning_rate=ROUND.learning_rate,
+        evaluate_every=ROUNDS,
+        min_group=1,
+    )
+
+    def observe(event: str, details: Mapping[str, Any]) -> None:
+        if event == "update":
+            done()
+
+    with Federation.create(plan.parent / "fleet", plan, job, observe=observe) as federation:
+        made = []
+        for member, port in zip(members, ports, strict=True):
+            federation.enrol(member.name, secrets.token_bytes(32), "serial")
+            made.append(lines.Line(member.name, partial(_opened, port, plan), member.train, member.test))
+        lines.run(federation, made)
+        status = federation.status()
+    return {
+        "before": status["accuracy_before"],
+        "after": status["history"][-1]["accuracy"],
+        "boards": [(board["id"], board["accuracy"][-1][1]) for board in status["boards"]],
+    }

@@ -1,4 +1,4 @@
-"""Boards on serial lines, asked side by side: local training, evaluation, rounds of federated averaging."""
+"""Boards on serial lines, asked side by side: samples, local training, evaluation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulearn import plan as plan_file
-from ulearn_host import aggregate, importers
+from ulearn_host import importers
 from ulearn_host import numbers as n
 from ulearn_host.compiler import seal
 from ulearn_host.errors import UserError
-from ulearn_host.link import Counters, Link, LinkError
+from ulearn_host.link import Counters, Link
 from ulearn_host.network import Quantisation
-from ulearn_host.rule_names import Combine
 
 Tick = Callable[[int, int], None]
 T = TypeVar("T")
@@ -161,67 +160,3 @@ def together(members: Sequence[Member], do: Callable[[Member], T]) -> list[T]:
             for member in members:
                 member.link.close()
             raise
-
-
-def common_base(members: Sequence[Member]) -> bytes:
-    """The base id that all boards have. Raises UserError naming those that differ from the first."""
-    bases = [member.link.info().model for member in members]
-    ids = [facts.base_id if facts else b"" for facts in bases]
-    others = [member.name for member, base in zip(members, ids, strict=True) if base != ids[0]]
-    if others:
-        raise UserError(
-            f"{', '.join(others)}: other weights than {members[0].name}; run ulearn deploy for every board, which "
-            f"starts them from the plan again"
-        )
-    return ids[0]
-
-
-def federated_round(
-    members: Sequence[Member],
-    facts: PlanFacts,
-    how: Hyperparameters,
-    done: Callable[[], None] = lambda: None,
-    rule: Combine | None = None,
-) -> bytes:
-    """One round of federated averaging: all train from the base, the mean becomes everybody's base.
-
-    rule: another way than the exact mean to make one update of many, of rule_names.parse.
-
-    done is called, from any thread, when a board has trained. Returns the new base id, the same on every board. A board
-    that fails while it takes the mean is asked once more: a new base is committed whole or not at all.
-    """
-    old = common_base(members)
-
-    def train(member: Member) -> bytes:
-        member.learn(how)
-        done()
-        return member.link.update_get(len(member.train))
-
-    def take(member: Member) -> bytes:
-        try:
-            return member.link.update_put(mean)
-        except LinkError:
-            member.link.hello()
-            about = member.link.info().model
-            if about is None or about.base_id == old:
-                return member.link.update_put(mean)
-            return about.base_id
-
-    try:
-        updates = [aggregate.decode(data, facts.table) for data in together(members, train)]
-        for member, update in zip(members, updates, strict=True):
-            if update.num_samples != len(member.train):
-                raise UserError(f"{member.name}: counts {update.num_samples} samples, expected {len(member.train)}")
-        whole = aggregate.combined(updates, rule, facts.steps) if rule else aggregate.fedavg(updates)
-        mean = aggregate.encode(whole, facts.table)
-    except ValueError as fault:
-        raise UserError(f"the round was given up: {fault}") from None
-    bases = together(members, take)
-    if len(set(bases)) != 1:
-        raise UserError("the boards ended the round with different weights; run ulearn deploy for every board")
-    return bases[0]
-
-
-def accuracy(members: Sequence[Member], rights: Sequence[int]) -> float:
-    """Share of all members' test samples that were right."""
-    return sum(rights) / max(1, sum(len(m.test) for m in members))

@@ -1,4 +1,4 @@
-"""The rules by name, as a command line gives them: "mean", "trimmed-mean:0.2", "multi-krum:2:5"."""
+"""The rules by name, as a command line gives them: "mean", "trimmed-mean:0.2", "bucketed:2:median"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from ulearn_host import rules
+from ulearn_host import bucketing, rules
 from ulearn_host.errors import UserError
 from ulearn_host.rules import Vector
 
@@ -74,13 +74,18 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 def parse(text: str) -> Combine:
     """The rule that "trimmed-mean:0.2", "krum:2", "multi-krum:2:5", "median", … names: (updates, weights) → update.
 
+    "bucketed:2:median" and the like give another rule the means of so many clients each (bucketing.buckets).
+
     Clients of weight 0 are left out before any rule, so that they do not pull a median to nothing. Raises UserError
     naming what was expected, at once for the name and its numbers, from the rule for what depends on the clients.
     """
     name, *given = text.split(":")
+    if name == "bucketed":
+        return _bucketed(text, given)
     rule = RULES.get(name)
     if rule is None:
-        raise UserError(f"{text}: no such rule, expected one of {', '.join(r.usage for r in RULES.values())}")
+        usages = ", ".join([*(r.usage for r in RULES.values()), _BUCKETED])
+        raise UserError(f"{text}: no such rule, expected one of {usages}")
     if not rule.required <= len(given) <= len(rule.parameters):
         raise UserError(f"{text}: {len(given)} parameters, expected {rule.usage}")
     try:
@@ -94,5 +99,22 @@ def parse(text: str) -> Combine:
         rows = rules.checked(updates)
         shares = rules.counted(weights, len(rows))
         return rule.apply(rows[shares > 0], shares[shares > 0], *parameters)
+
+    return combine
+
+
+_BUCKETED = "bucketed:SIZE:RULE"
+
+
+def _bucketed(text: str, given: list[str]) -> Combine:
+    """Another rule, of the means of buckets of clients, each of which counts by its clients."""
+    if len(given) < 2 or not given[0].isdecimal() or given[1] == "bucketed":
+        raise UserError(f"{text}: expected {_BUCKETED}, e.g. bucketed:2:median")
+    size, rule = rules.positive(int(given[0]), f"{text}: clients of a bucket"), parse(":".join(given[1:]))
+
+    def combine(updates: ArrayLike, weights: ArrayLike) -> Vector:
+        rows = rules.checked(updates)
+        shares = rules.counted(weights, len(rows))
+        return rule(*bucketing.buckets(rows[shares > 0], int(size)))
 
     return combine

@@ -31,6 +31,7 @@ class Machine(Evaluating):
     """A federation's steps. Every one looks at the journal alone, so that it goes on where a killed host stopped."""
 
     _latest = 0.0  # the last time that a caller gave
+    _since = 0.0  # when this host began to wait for boards, which it knows nothing of
 
     def step(self, now: float) -> bool:
         """The next transition, if it is time for one."""
@@ -62,6 +63,7 @@ class Machine(Evaluating):
     def resume(self, now: float) -> None:
         """After the host was away, or its clock was set back: that time counts for no deadline."""
         head, evaluation = self.head, self.evaluation()
+        self._since = now
         last = self.journal.value("SELECT time FROM audit ORDER BY n DESC LIMIT 1")
         gone = now - float(last if last is not None else now)
         with self.transition("resume", now, f"goes on after {gone:.1f} s"):
@@ -78,13 +80,14 @@ class Machine(Evaluating):
             )
 
     def _gathered_at(self) -> float:
-        """When every board that asks at all has had its turn to ask since the last round."""
-        return float(self.head["began"]) + self.turn_s
+        """When every board that asks at all has had its turn to ask, since the last round and since the host began."""
+        return max(float(self.head["began"]), self._since) + self.turn_s
 
-    def _gathered(self, count: int, least: int, now: float) -> bool:
-        """Whether to go on with the boards that are there: as many as wanted, or enough and no more to come."""
-        enrolled = int(self.journal.value("SELECT count(*) FROM boards"))
-        return count >= max(least, min(self.job.asked, enrolled)) or (count >= least and now >= self._gathered_at())
+    def _wanted(self, least: int, now: float) -> int:
+        """How many boards to go on with: as many as are asked, or enough once no more are to come."""
+        if now >= self._gathered_at():
+            return least
+        return max(least, min(self.job.asked, int(self.journal.value("SELECT count(*) FROM boards"))))
 
     def _selecting(self, now: float) -> bool:
         """An evaluation where one is due, then the boards of a round, or the end."""
@@ -94,17 +97,19 @@ class Machine(Evaluating):
         if self.evaluation_due():
             testers = len(self.testers(now))
             # After the last commit nobody waits for boards that have left.
-            if self._gathered(testers, 1, now) or (over and now >= self.head["began"] + self.job.present_s):
+            if testers >= self._wanted(1, now) or (over and now >= self._gathered_at() + self.job.present_s):
                 return self.open_evaluation(now)
-            if over or not self._gathered(len(self._candidates(now)) + self.received(), self.job.least, now):
+            if over or now < self._gathered_at():
                 return False
         if over:
             with self.transition("done", now, f"{self.job.rounds} rounds are committed"):
                 self.journal.run("UPDATE rounds SET state = 'done', ended = ? WHERE round = ?", now, self.head["round"])
             return False
+        wanted = self._wanted(self.job.least, now) - self.received()
+        if len(self.presence) < wanted:  # of a large fleet, most of those who ask find it so
+            return False
         candidates = self._candidates(now)
-        count = len(candidates) + self.received()
-        return self._gathered(count, self.job.least, now) and self._select(candidates, now)
+        return len(candidates) >= wanted and self._select(candidates, now)
 
     def received(self) -> int:
         """Updates for the round that is not over."""

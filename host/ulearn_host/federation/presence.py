@@ -34,6 +34,10 @@ class Presence:
         self._refused: dict[str, set[bytes]] = {}
         self._refused_in = 0
 
+    def __len__(self) -> int:
+        """How many were heard of, lately or not."""
+        return len(self._seen)
+
     def asked(self, board: str, facts: BoardFacts, now: float) -> None:
         """A board wants a task."""
         self._seen[board] = Seen(now, facts)
