@@ -20,6 +20,7 @@ _ROUND = "What a round is"
 _SHOWN = "What is shown"
 SECRET_BYTES = 32
 _SESSION_BYTES = 2048
+_BOARDS_SHOWN = 30
 
 Fleet = Annotated[
     Path,
@@ -93,7 +94,14 @@ def federate(
         str | None,
         typer.Option(metavar="NAME", help="Of the job; default: the plan's name.", rich_help_panel=_ROUND),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often updates are put together.", rich_help_panel=_ROUND)] = 5,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How often updates are put together; 0: boards only score the plan on their held-out samples.",
+            rich_help_panel=_ROUND,
+        ),
+    ] = 5,
     goal: Annotated[
         int | None,
         typer.Option(
@@ -266,7 +274,7 @@ def federate(
         down=down,
         selection=selection,
         histogram=histogram,
-        evaluate_every=rounds if evaluate_every is None else evaluate_every,
+        evaluate_every=max(1, rounds) if evaluate_every is None else evaluate_every,
         min_group=min_group or (5 if known else 1),
     )
     hosting = Hosting(
@@ -354,7 +362,30 @@ def _show(status: Mapping[str, Any], as_json: bool, name: str) -> None:
     if as_json:
         print(json.dumps(result))
         return
-    progress.table(status)
+    if result["rounds"]:
+        progress.table(status)
+    if len(boards) <= _BOARDS_SHOWN:
+        rows = [
+            [
+                display.visible(b["id"]),
+                b["link"],
+                f"{b['samples']:,}",
+                str(b["rounds"]),
+                *("" if b[key] is None else display.percent(b[key]) for key in ("before", "after")),
+            ]
+            for b in boards
+        ]
+        display.plain_table("boards", ["board", "link", "samples", "rounds", "before", "after"], rows, (2, 3, 4, 5), {})
+    if result["before"] is None:
+        return
+    if result["after"] is None:
+        display.console.print(f"on samples held out: {display.percent(result['before'])}", markup=False)
+    else:
+        display.console.print(
+            f"on samples that no board learned from: {display.percent(result['before'])} before, "
+            f"{display.percent(result['after'])} after",
+            markup=False,
+        )
 
 
 def enrol(

@@ -96,7 +96,7 @@ class Evaluating(Core):
         if found:
             pooled = pooling.pool(found, self.job.min_group)
             accuracy, loss = (score.pooled if score else None for score in (pooled.accuracy, pooled.loss))
-            text += "; " + (pooled.withheld or f"accuracy {accuracy}, loss {loss}")
+            text += "; " + (pooled.withheld or _figures(accuracy, loss))
         with self.transition("evaluated", now, text, accuracy=accuracy, loss=loss):
             self.journal.run(
                 "UPDATE evaluations SET closed = ?, accuracy = ?, loss = ?, reported = ? WHERE round = ?",
@@ -145,3 +145,10 @@ class Evaluating(Core):
             raise UserError(f"report: {report.classes} classes, expected {wanted}")
         if report.samples > task["samples"]:
             raise UserError(f"report: scored on {report.samples} samples, the board told of {task['samples']}")
+
+
+def _figures(accuracy: float | None, loss: float | None) -> str:
+    """What an evaluation came to, as text."""
+    parts = [] if accuracy is None else [f"accuracy {100 * accuracy:.1f} %"]
+    parts += [] if loss is None else [f"loss {loss:.4g}"]
+    return ", ".join(parts)

@@ -31,7 +31,8 @@ _RULE_TRIED = 64  # updates that a rule is tried with before a job is taken: Kru
 class Job:
     """A job of federated training. Raises UserError, in one sentence, for what cannot be done.
 
-    Rounds: rounds: commits until it is done. goal: updates a commit takes, at most. over: boards asked, as a multiple
+    Rounds: rounds: commits until it is done; 0: the plan is only evaluated. goal: updates a
+    commit takes, at most. over: boards asked, as a multiple
     of the goal. quorum: share of the goal that a deadline needs to commit. deadline_s: seconds from the opening of a
     round; None: measured, and first_deadline_s until something was. retry_s: after so long, more or less, a board that
     has nothing to do asks again.
@@ -90,6 +91,8 @@ class Job:
                 raise UserError(f"job {self.name}: {what} {value}, expected {low} to {high}")
         if self.down not in DOWN:
             raise UserError(f"job {self.name}: down {self.down!r}, expected one of {', '.join(DOWN)}")
+        if not (self.rounds or self.evaluate_every):
+            raise UserError(f"job {self.name}: neither rounds nor evaluations; expected rounds, or evaluate_every 1")
         self._check_names()
         self._check_rule()
         self._check_split()
@@ -216,7 +219,7 @@ class Job:
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    ("rounds", 1, 1_000_000),
+    ("rounds", 0, 1_000_000),
     ("goal", 1, 100_000),
     ("over", 1.0, 10.0),
     ("quorum", 0.0, 1.0),

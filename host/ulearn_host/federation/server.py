@@ -69,15 +69,9 @@ class Judged:
 class Server:
     """Answers the boards of one federation."""
 
-    def __init__(
-        self,
-        federation: Federation,
-        identity: Certificate | None,
-        limits: Limits | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """identity: None for plain text, which is for tests and trusted wires alone. clock: the federation's."""
-        self.federation, self.limits, self.clock = federation, limits or Limits(), clock
+    def __init__(self, federation: Federation, identity: Certificate | None, limits: Limits | None = None) -> None:
+        """identity: None for plain text, which is for tests and trusted wires alone."""
+        self.federation, self.limits, self.clock = federation, limits or Limits(), federation.clock
         self.port = 0
         self.busy: list[Callable[[], bool]] = []  # whether others, beside, have yet to learn that the job is done
         self.audit = Audit(self._write_down, time.monotonic)
@@ -449,8 +443,8 @@ async def serve(
     """Serve a federation until its job is done.
 
     host, port: where to listen. plain: without TLS, of which warn is told; identity: the host's otherwise, default: one
-    that lies in the job's folder. beside: coroutine functions that live as
-    long as the server does and end with it: boards on serial lines, a page. ready(server): called when it listens.
+    that lies in the job's folder. beside: coroutine functions that live as long as the server does and end with it:
+    boards on serial lines, a page. ready(server): called when it listens.
 
     Raises UserError where the address cannot be had; what one of `beside` raises ends everything.
     """

@@ -92,7 +92,7 @@ def _state(core: Intake, board: str, now: float) -> str:
     seen = core.presence.seen(board)
     if seen is None or now - seen.when_s > core.job.present_s:
         return "gone"
-    if core.presence.refusals(board, core.head["round"]):
+    if core.presence.refusals(board, core.head["round"]) and (last is None or last["answered"] is None):
         return "refused"
     if last is not None and last["round"] < core.head["round"] and last["sent"] and last["outcome"] in (None, "late"):
         return "late"
