@@ -77,6 +77,7 @@ class MortalHost:
         self.deaths = 0
         self.now = 0.0
         self.model = _Base(self)
+        self.autopsy: Callable[[], None] = lambda: None  # of what a death leaves behind
 
     def _start(self) -> None:
         self._line, theirs = multiprocessing.Pipe()
@@ -102,6 +103,7 @@ class MortalHost:
             self.deaths += 1
             if not self._lives:
                 self.killed.add(key(*self.events[-1]))
+            self.autopsy()
             raise Dead from None
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -66,6 +66,14 @@ def test_every_other_commit(tmp_path: Path, plan: Path, clock: Clock) -> None:
     assert [row["round"] - 1 for row in rows] == [0, 2, 4, 5]  # commits before it
 
 
+def test_a_plan_that_is_only_evaluated(tmp_path: Path, plan: Path, clock: Clock) -> None:
+    """No round at all: boards score the plan, and the job is done."""
+    federation, boards = begun(tmp_path, plan, clock, replace(EVERY, rounds=0), 5)
+    finish(federation, boards, clock)
+    check(federation)
+    assert federation.commits() == 0 and federation.journal.value("SELECT reported FROM evaluations") == 5
+
+
 def test_nothing_is_told_of_few(tmp_path: Path, plan: Path, clock: Clock) -> None:
     """Two boards reported, three were wanted: neither the pooled figure nor theirs."""
     federation, boards = begun(tmp_path, plan, clock, EVERY, 5)
@@ -130,6 +138,17 @@ def test_a_board_that_comes_later_scores_too(tmp_path: Path, plan: Path, clock: 
     nobody.held_out.clear()
     assert nobody.ask(federation, clock.now).kind == wire.EVALUATE  # asked before it lost its samples
     assert federation.journal.value("SELECT count(*) FROM tasks WHERE kind = 2") == 7
+
+
+def test_who_cannot_score_does_not_keep_others_from_it(tmp_path: Path, plan: Path, clock: Clock) -> None:
+    """Four of five boards hold samples back: they are asked, after the turn in which more might have come."""
+    federation = Federation.create(tmp_path / "job", plan, EVERY, clock)
+    boards = fleet(federation, tmp_path, plan, 5)
+    boards[2].held_out.clear()
+    for board in boards:
+        assert board.ask(federation, clock.now).kind == wire.WAIT
+    clock.now += 1.25
+    assert len(scoring(federation, boards, clock.now)) == 4
 
 
 def test_a_fleet_without_held_out_samples_trains(tmp_path: Path, plan: Path, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ from fleet_boards import JOB, Board, check, independent
 from fleet_traffic import ALL_WELL, SHARES, Traffic
 from mortal_host import MortalHost
 from test_trainer import plan as small_plan
+from ulearn.checkpoint import identity
+from ulearn_host.federation.advance import first_blob
+from ulearn_host.federation.core import MODEL
 from ulearn_host.federation.job import Job
 from ulearn_host.federation.rounds import Federation
+from ulearn_host.fleet import PlanFacts
 
+BOARDS = int(os.environ.get("ULEARN_FLEET_BOARDS", "5"))
+ROUNDS = int(os.environ.get("ULEARN_FLEET_ROUNDS", "2"))
 TRANSITIONS = {"create", "enrol", "resume", "select", "configure", "task", "update", "commit", "done"}
 REFUSALS = {"late", "refuse"}
 PUBLISHED = {"before publish", "publish written", "publish renamed"}
@@ -35,6 +42,16 @@ def run(
 
     traffic = Traffic(host, fleet, plan, folder, seed, pass_time)
     traffic.shares = shares
+
+    def autopsy() -> None:
+        """The model file is whole at any moment, and nothing that was not committed before."""
+        if (folder / "job" / MODEL).exists() and lives is None:
+            left = PlanFacts(folder / "job" / MODEL)
+            told = {details["base_id"] for event, details in host.events if event == "commit"}
+            base = identity(left.model_id, first_blob(left)).hex()
+            assert base in told or base == identity(left.model_id, first_blob(PlanFacts(plan))).hex()
+
+    host.autopsy = autopsy
     try:
         traffic.run(1000.0)
     finally:
@@ -55,11 +72,12 @@ def run(
 
 @pytest.mark.parametrize("way", ["mean", "adam"])
 def test_killed_at_every_transition(way: str, tmp_path: Path) -> None:
-    """Each event of each round and board is the death of one life, before it and after it."""
-    job = replace(JOB, rounds=2, goal=3, first_deadline_s=20.0, evaluate_every=2, min_group=1)
+    """Each event of each round and board is the death of one life, before it and after it. 20 boards and 30 rounds with
+    ULEARN_FLEET_BOARDS=20 ULEARN_FLEET_ROUNDS=30, which takes minutes."""
+    job = replace(JOB, rounds=ROUNDS, goal=BOARDS * 7 // 10, first_deadline_s=20.0, evaluate_every=2, min_group=1)
     if way == "adam":
         job = replace(job, server="adam:0.002:0.01", down="int8", up="int8", error_feedback=True, evaluate_every=0)
-    host, federation, _ = run(tmp_path, job, 5, 1)
+    host, federation, _ = run(tmp_path, job, BOARDS, 1)
     told = {event for event, _ in host.events}
     wanted = TRANSITIONS if way == "adam" else TRANSITIONS | EVALUATIONS | REFUSALS
     assert told >= wanted | {f"before {event}" for event in wanted} | PUBLISHED

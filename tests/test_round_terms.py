@@ -89,6 +89,25 @@ def test_too_late_is_late(tmp_path: Path, plan: Path, clock: Clock) -> None:
     check(federation)
 
 
+def test_what_was_refused_stays_refused(tmp_path: Path, plan: Path, clock: Clock) -> None:
+    """An update comes late in a round that its board has part in already; in the next one it would have counted."""
+    job = replace(JOB, goal=3, over=1.3, quorum=0.6, stale=5, rounds=9)
+    federation, boards = begun(tmp_path, plan, clock, job, 4)
+    tasks = asked(federation, boards, clock.now)
+    late = boards[0].answer(tasks["b00"])
+    one_round(federation, boards, clock, "b00")
+    second = asked(federation, boards, clock.now)
+    body = boards[0].answer(second["b00"])
+    assert federation.submit("b00", body, clock.now, second["b00"].nonce).accepted
+    refused = federation.submit("b00", late, clock.now, tasks["b00"].nonce)
+    assert not refused.accepted and federation.commits() == 1
+    one_round(federation, boards, clock, "b00")
+    assert federation.commits() == 2
+    assert federation.submit("b00", late, clock.now, tasks["b00"].nonce) == refused
+    assert federation.submit("b00", body, clock.now, second["b00"].nonce).accepted
+    check(federation)
+
+
 def test_quality_weighs(tmp_path: Path, plan: Path, clock: Clock) -> None:
     """A board of quality 0 moves nothing; with all at 0 the round is given up, and says why."""
     federation, boards = begun(tmp_path, plan, clock, replace(JOB, goal=2, over=1.0, quality=True, rounds=9), 2)
