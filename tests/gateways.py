@@ -55,9 +55,7 @@ def board(folder: Path, plan: Path, name: str) -> VirtualBoard:
     rng = np.random.default_rng([5, number])
     count = 4 + 3 * number
     x = rng.normal(size=(count, facts.inputs)) + 0.2 * number
-    made = VirtualBoard(folder / name, plan, facts.samples(x, rng.integers(0, facts.outputs, count), name))
-    made.model.gives_features = True
-    return made
+    return VirtualBoard(folder / name, plan, facts.samples(x, rng.integers(0, facts.outputs, count), name))
 
 
 def enrol(federation: Federation, folder: Path, plan: Path, boards: Sequence[str]) -> dict[str, VirtualBoard]:
@@ -94,7 +92,7 @@ def main(folder: Path, number: int) -> None:
             while gateway.head["state"] != "done":
                 with lock:
                     visit(gateway, boards, time.time)
-                time.sleep(0.02)
+                time.sleep(0.2)
             with lock:
                 visit(gateway, boards, time.time)
             time.sleep(1)  # for the last answer

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from conftest import ON_DEBIAN
 from ulearn_host import emulate
 from ulearn_host.federation import certificate, enrol
 from ulearn_host.federation.rounds import Federation
@@ -59,6 +61,8 @@ class Board:
 
     def __init__(self, folder: Path, **more: object) -> None:
         """Start it, or start it again. more: keywords of ulearn.wifi.join."""
+        if not ON_DEBIAN:
+            pytest.skip("not a Debian system: the board cannot be built")
         self.folder = folder
         code = f"import fleet_member; fleet_member.main(**{more!r})"
         environment = {**os.environ, "MICROPYPATH": f"{FIRMWARE}:{HERE / 'device'}"}

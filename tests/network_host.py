@@ -50,7 +50,7 @@ class NetworkHost:
         self, folder: Path, port: int, doom: Doom = never, limits: Limits | None = None, plain: bool = False
     ) -> None:
         """Serve the job in a folder at a port."""
-        self.port = port
+        self.folder, self.port = folder, port
         self._log = folder / "events.log"
         self._facts = folder / "facts.json"
         self.process = multiprocessing.get_context("fork").Process(

@@ -99,16 +99,18 @@ class Fleet:
         self._post.wire.close()
 
     def _step(self, patience_s):
-        if not self._post.open:
+        task = self.task
+        stale = task is not None and self.model.base_id != task.base_id
+        if task is not None and not stale and not self._excuse and self._answer is None:
+            self._work()  # whether the host is there or not
+        elif not self._post.open:
             return self._post.hello()  # no success by itself
-        if self.task is None:
+        elif task is None:
             self._ask(patience_s)
         elif self._excuse:
             self._excuse_itself()
-        elif self.model.base_id != self.task.base_id:
+        elif stale:
             self._fetch()
-        elif self._answer is None:
-            self._work()
         else:
             self._deliver()
         self._failures = 0
@@ -245,8 +247,11 @@ def read_card(card):
     name = "card"
     if isinstance(card, str):
         name = card
-        with open(card, "rb") as f:
-            card = f.read()
+        try:
+            with open(card, "rb") as f:
+                card = f.read()
+        except OSError as e:
+            raise ValueError("%s: %s; enrol this board on the host" % (name, e))
     try:
         card = json.loads(card)
         card["secret"] = unhexlify(card["secret"])

@@ -67,7 +67,7 @@ def federate(
         str | None,
         typer.Option(
             metavar="[ADDRESS:]PORT",
-            help="Wait there for boards on the network (extra [fleet]), those of `ulearn enrol`.",
+            help="Wait there for boards on the network (extra \\[fleet]), those of `ulearn enrol`.",
             rich_help_panel=_BOARDS,
         ),
     ] = None,
@@ -175,7 +175,8 @@ def federate(
         str,
         typer.Option(
             metavar="ENCODING",
-            help="Of updates: dense (16 bits a weight), int8, random-k:K, top-k:K (K values of 8 bits).",
+            help="Of updates: dense (16 bits a weight), int8, random-k:K, top-k:K (K values of 8 bits). In their "
+            "place: features:K or random-features:K, activations of K samples on which the host trains the last layer.",
             rich_help_panel=_SENT,
         ),
     ] = "dense",
@@ -277,6 +278,10 @@ def federate(
         evaluate_every=max(1, rounds) if evaluate_every is None else evaluate_every,
         min_group=min_group or (5 if known else 1),
     )
+    if made.split:
+        from ulearn_host.federation.split import WARNING
+
+        display.errors.print(f"warning: {WARNING}", markup=False, soft_wrap=True)
     hosting = Hosting(
         fleet / made.name,
         fleet,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import heapq
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,7 @@ SPREAD = 0.25  # σ of the logarithm of boards' speeds
 SLOWNESS = 8.0  # of a straggler
 JITTER = 0.1  # σ of the logarithm of one task's time
 AWAY = 4.0  # median of how long a board stays away, in times of a task
+_ROOM = 2**30
 PATIENCE = 3  # rounds that may be given up, for each that is to be committed
 
 
@@ -85,8 +87,13 @@ class World:
 
 @dataclass(frozen=True)
 class Round:
-    """One round that is over. boards: whose updates it took; bytes: moved while it was open; seconds: of virtual time;
-    score: share of test samples right with the base it ended with, of a regression the mean squared error."""
+    """One round that is over.
+
+    boards: whose updates it took. bytes_up, bytes_down: all that moved while it was open, questions of boards that had
+    nothing to do included; update_bytes, longest: of the updates it took, in all and of the longest; base_bytes: of the
+    bases that boards fetched. seconds: of virtual time. score: share of test samples right with the base it ended with,
+    of a regression the mean squared error.
+    """
 
     round: int
     state: str
@@ -95,13 +102,17 @@ class Round:
     late: int
     bytes_up: int
     bytes_down: int
+    update_bytes: int
+    longest: int
+    base_bytes: int
     seconds: float
     score: float
 
 
 @dataclass
 class Result:
-    """A run. before: the frozen plan's score on the same samples; scores: shares right, or mean squared errors."""
+    """A run. before: the frozen plan's score on the same samples; blob: the trainable weights at its end; samples: that
+    judge; parameters: numbers that train."""
 
     labelled: bool
     before: float
@@ -146,6 +157,9 @@ def run(world: World, job: Job, processes: int | None = None, progress: Progress
     """
     with TemporaryDirectory(prefix="ulearn-", dir=_fast_place()) as temporary:
         folder = Path(temporary)
+        plan = folder / "fleet.ulm"
+        shutil.copyfile(world.plan, plan)
+        world = replace(world, plan=plan)  # beside the boards, who share it
         step_us = steps_us(PlanFacts(world.plan))
         told = [round(step_us * slow) for slow in world.slowness]
         with Team(world, folder, told, LINK, job.histogram, processes or os.cpu_count() or 1) as team:
@@ -155,7 +169,7 @@ def run(world: World, job: Job, processes: int | None = None, progress: Progress
 def _fast_place() -> str | None:
     """Where files that nobody needs later are written without waiting for a disk."""
     place = "/dev/shm"
-    return place if os.access(place, os.W_OK) else None
+    return place if os.access(place, os.W_OK) and shutil.disk_usage(place).free > _ROOM else None
 
 
 @dataclass(order=True)
@@ -189,6 +203,7 @@ class _Clockwork:
         self.plan = PlanFacts(world.plan)
         self.folder = folder
         self.scores: dict[int, Any] = {}
+        self.base_bytes: dict[int, int] = {}
 
     def run(self, step_us: int) -> Result:
         """All rounds. step_us: microseconds of a step on a board of slowness 1."""
@@ -267,6 +282,8 @@ class _Clockwork:
             self._at(away, lambda: self._ask(index))
             return
         kind, data = federation.down(board.name, board.base_id)
+        turn = federation.head["round"]
+        self.base_bytes[turn] = self.base_bytes.get(turn, 0) + len(data)
         working = self.team.work(index, kind, data, task.base_id, body)
         board.base_id = task.base_id
         seconds += LATENCY_S + (len(body) + len(data)) / LINK
@@ -289,9 +306,9 @@ class _Clockwork:
         rows = self.federation.journal.rows(
             "SELECT * FROM rounds WHERE state IN ('committed', 'abandoned') ORDER BY round"
         )
-        entered: dict[int, list[str]] = {}
-        for row in self.federation.journal.rows("SELECT entered, board FROM updates ORDER BY board"):
-            entered.setdefault(row["entered"], []).append(row["board"])
+        entered: dict[int, list[tuple[str, int]]] = {}
+        for row in self.federation.journal.rows("SELECT entered, board, length(body) FROM updates ORDER BY board"):
+            entered.setdefault(row[0], []).append((row[1], row[2]))
         result = Result(
             self.plan.labelled,
             scores[0],
@@ -302,7 +319,18 @@ class _Clockwork:
         score = scores[0]
         for row in rows:
             score = scores.get(row["round"], score)
-            boards = tuple(entered.get(row["round"], ())) if row["state"] == "committed" else ()
+            took = entered.get(row["round"], []) if row["state"] == "committed" else []
             moved = {key: row[key] for key in ("round", "state", "asked", "late", "bytes_up", "bytes_down")}
-            result.rounds.append(Round(**moved, boards=boards, seconds=row["ended"] - row["began"], score=score))
+            sizes = [size for _, size in took]
+            result.rounds.append(
+                Round(
+                    **moved,
+                    boards=tuple(board for board, _ in took),
+                    update_bytes=sum(sizes),
+                    longest=max(sizes, default=0),
+                    base_bytes=self.base_bytes.get(row["round"], 0),
+                    seconds=row["ended"] - row["began"],
+                    score=score,
+                )
+            )
         return result

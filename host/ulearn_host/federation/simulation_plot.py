@@ -107,6 +107,7 @@ def _bare(panel: Any, what: str) -> None:
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_xlim(left=0)
+    panel.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _colors(count: int) -> list[str]:

@@ -49,6 +49,7 @@ class VirtualBoard:
         if not place.exists():
             _copy(plan, place)
         self.model = ulearn.load(str(place))
+        self.model.gives_features = True  # nobody's data
         self.attack, self.step_us, self.link = attack, step_us, link
         labels = attack.labels(train.y, self.model.classes) if attack and self.model.labelled else train.y
         self.samples = store(self.model, train.x, labels)
