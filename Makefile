@@ -29,8 +29,9 @@ setup: packages $(VENV)/.installed boards
 demo: setup
 	@$(VENV)/bin/ulearn demo $(ARGS)
 
+# A file's tests share boards, so a file stays with one worker. With ARGS there is one process, which shows prints.
 test: setup browser
-	@$(VENV)/bin/python -m pytest tests $(ARGS)
+	@$(VENV)/bin/python -m pytest tests $(or $(ARGS),-n auto --dist loadfile --durations 25)
 
 bench: setup
 	@$(VENV)/bin/python tests/bench.py $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "device")]
 
 from ulearn_host import deploy, emulate  # noqa: E402
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, no worker lists or asks another one's boards
+    os.environ["ULEARN_RUNNING"] = tempfile.mkdtemp(prefix="ulearn-running-")
 
 ON_DEBIAN = Path("/etc/debian_version").exists()
 # The only absences that may skip a test: the shared data, an interpreter with ulab, flwr; a system that is not Debian.

@@ -145,7 +145,8 @@ def test_two_boards(work: Path, tmp_path: Path) -> None:
         assert "another job" in run("federate", plan, *both, "--rounds", 5, fails=True).stderr
         second = json.loads(run("federate", plan, *both, "--rounds", 1, "--job", "two").stdout.splitlines()[-1])
         assert second["before"] == pytest.approx(fleet["before"]) and second["base_id"] != fleet["base_id"]
-        scored = json.loads(run("federate", plan, *both, "--rounds", 0, "--job", "score").stdout.splitlines()[-1])
+        only = ["--rounds", 0, "--job", "score", "-o", tmp_path / "same.ulm"]
+        scored = json.loads(run("federate", plan, *both, *only).stdout.splitlines()[-1])
         assert scored["before"] == pytest.approx(fleet["before"]) and scored["after"] is None
         log = run("audit", tmp_path / "fleet" / "two", "--json").stdout.splitlines()
         assert {"create", "select", "update", "commit", "done"} <= {json.loads(line).get("event") for line in log}
@@ -287,7 +288,7 @@ def mistakes(work: Path) -> list[tuple[tuple[object, ...], str]]:
             "krum",
         ),
         (("enrol", "kitchen"), "--port"),
-        (("audit", work), "audit"),
+        (("audit", work), "job"),
     ]
 
 

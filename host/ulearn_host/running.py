@@ -39,7 +39,9 @@ class Running:
 
 
 def _folder() -> Path:
-    return emulate.cache_dir() / "running"
+    """ULEARN_RUNNING names another one, so that two test runs do not ask each other's boards."""
+    named = os.environ.get("ULEARN_RUNNING")
+    return Path(named) if named else emulate.cache_dir() / "running"
 
 
 def running() -> list[Running]:
