@@ -95,8 +95,8 @@ class Board:
 @dataclass(frozen=True)
 class Faults:
     """What happens to an answer, the bytes that a host sends at once after TLS has begun: lost: share that never come,
-    with the connection; cut: share of which only the beginning comes; late: share that comes up to late_s later. flip:
-    share of pieces, both ways, with a bit that is another."""
+    with the connection; cut: share of which only the beginning comes; late: share that comes later, by late_s at the
+    most and by much less mostly. flip: share of pieces, both ways, with a bit that is another."""
 
     seed: int = 0
     lost: float = 0.0
@@ -188,7 +188,7 @@ class Line:
                         return
                     if fate < faults.lost + faults.cut + faults.late:
                         self.counts["late"] += 1
-                        await asyncio.sleep(draw() * faults.late_s)
+                        await asyncio.sleep(draw() ** 3 * faults.late_s)
                 writer.write(self._flipped(piece))
                 await writer.drain()
         except OSError:

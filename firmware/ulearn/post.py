@@ -101,7 +101,7 @@ class Post:
         # Into room that stays when the connection breaks.
         if total > self.largest:
             raise OSError("the host sends more than this model has")
-        if base != self.base or offset != self.have:
+        if base != self.base or offset != self.have or (self.room is not None and len(self.room) != total):
             self.forget()
             if offset:
                 raise OSError("the host goes on with what this board has not")

@@ -27,7 +27,6 @@ _PATIENCE_S = const(25)  # how long a poll may be kept
 _CLOSE_MS = const(5000)  # who has to wait longer gives the connection back
 _FIRST_MS = const(250)  # after a failure; it doubles
 _LONGEST_MS = const(10000)
-_REFUSED_MS = const(5000)
 _TEXT_BYTES = const(160)
 _LONGEST_PAUSE_MS = const(3600000)
 _SLACK_BYTES = const(1024)  # of a download, beyond every trainable number twice
@@ -76,11 +75,12 @@ class Fleet:
         try:
             self._step(patience_s)
         except OSError as e:
-            self._failed(e)
+            # A connection that has served may have ended while nobody used it, or the host was started again.
+            self._failed(e, self._post.wire.served and not self._failures)
         except Refused as e:  # it is not signed, and may be anybody's: nothing is given up but the connection
-            self._failed(e.args[1], _REFUSED_MS)
+            self._failed(e.args[1])
         except (ValueError, MemoryError) as e:  # a wrong certificate; a host that is newer than this board
-            self._failed(e, _REFUSED_MS)
+            self._failed(e)
         return not self.done
 
     def wait_ms(self):
@@ -208,19 +208,17 @@ class Fleet:
 
     # When something goes wrong.
 
-    def _failed(self, fault, least_ms=0):
-        # A connection that has served may have ended while nobody used it, or the host was started again.
-        at_once = self._post.wire.served and not self._failures and not least_ms
+    def _failed(self, fault, at_once=False):
         self._post.wire.close()
         code = fault.args[0] if isinstance(fault, OSError) and fault.args else 0
         tls = isinstance(code, int) and code < -255  # of mbedTLS
         self.trouble = "TLS: error %d" % code if tls else str(fault) or "out of memory"
         wait = min(_FIRST_MS << min(self._failures, 10), _LONGEST_MS)
-        wait = wait // 2 + wait * os.urandom(1)[0] // 512  # many boards lose the same host at once
         self._failures += 1
-        self._pause(0 if at_once else max(wait, least_ms))
-        if not at_once:
-            self.say("ulearn: %s; trying again" % self.trouble)
+        if at_once:
+            return self._pause(0)
+        self._pause(wait // 2 + wait * os.urandom(1)[0] // 512)  # many boards lose the same host at once
+        self.say("ulearn: %s; trying again" % self.trouble)
 
     def _pause(self, ms):
         self._due = time.ticks_add(time.ticks_ms(), min(max(0, ms), _LONGEST_PAUSE_MS))

@@ -554,7 +554,8 @@ def main() -> int:
     try:
         app(standalone_mode=True)
     except (UserError, EmulatorError) as fault:
-        display.errors.print(f"error: {fault}", markup=False, soft_wrap=True)
+        told = "\n".join(display.visible(line) for line in str(fault).splitlines())  # boards have a say in it
+        display.errors.print(f"error: {told}", markup=False, soft_wrap=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as fault:

@@ -431,6 +431,7 @@ def enrol(
     card = Roster(fleet).add(name, *place, identity)
     if out:
         out.touch(mode=0o600)
+        out.chmod(0o600)  # it may have been there
         out.write_bytes(card)
     elif port:
         enrolment.over_serial(port, card)

@@ -46,7 +46,7 @@ def flower(
     ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a round waits for gateways.")] = 3600.0,
 ) -> None:
-    """Begin a job for boards behind several hosts, which Flower (extra [flower]) brings together.
+    """Begin a job for boards behind several hosts, which Flower (extra \\[flower]) brings together.
 
     Every host runs `ulearn gateway` and a SuperNode of Flower beside it, this one a SuperLink. The hosts pass sums up:
     the model has the bits that one host with all the boards would give it. Stopped, the job goes on with the last

@@ -21,6 +21,7 @@ from ulearn_host.fleet import PlanFacts
 
 Observe = Callable[[str, dict[str, Any]], None]
 JOURNAL, PLAN, MODEL = "journal.db", "plan.ulm", "model.ulm"
+DISMISSED = "dismissed"  # the link of a board that has no say any more
 
 
 def nobody(event: str, details: dict[str, Any]) -> None:

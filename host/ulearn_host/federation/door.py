@@ -32,7 +32,7 @@ class Limits:
     """What a client may take. handshake_s: for TLS; request_s: for the first request of a connection, and for the head
     of a letter; idle_s: between requests; silence_s: between two pieces of a body, either way; slowest: bytes a second,
     beyond the first silence_s; strangers, strangers_of_address: connections; held: polls that are kept; hold_s: for how
-    long."""
+    long; quiet_s: after a job's end, how long nobody must ask: who has not got the last reply asks again."""
 
     handshake_s: float = 15.0
     request_s: float = 10.0
@@ -43,6 +43,7 @@ class Limits:
     strangers_of_address: int = 16
     held: int = 512
     hold_s: float = 25.0
+    quiet_s: float = 4.0
 
 
 class Peer:

@@ -97,6 +97,9 @@ class Gateway(Federation):
     def _move(self, asked: Ask, base: bytes, now: float) -> None:
         """To the base from above and the round that begins with it."""
         old, turn = self.model, self.head["round"]
+        known = self.journal.value("SELECT base FROM models WHERE round = ?", asked.round - 1)
+        if known is not None and bytes(known) != base:
+            raise UserError(f"gateway {self.name}: round {asked.round} has another base here; use the same plan")
         counted = asked.counted.get(self.name) == turn
         text = f"round {asked.round} from base {base.hex()}, before {old['base'].hex()}"
         with self.transition("done" if asked.done else "begin", now, text):

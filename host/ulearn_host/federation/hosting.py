@@ -62,6 +62,10 @@ class Hosting:
                 federation.enrol(line.board, federation.secret(line.board) or secret(), "serial")
             for board, known in (self.network.secrets if self.network else {}).items():
                 federation.enrol(board, known, "network")
+            if self.network:
+                for board in federation.boards("network"):
+                    if board not in self.network.secrets:  # its card was taken out of the fleet's folder
+                        federation.dismiss(board)
             progress.watch(federation.status)
             with progress:
                 self._carry_on(federation, progress)
@@ -140,7 +144,7 @@ def _web() -> Any:
 
 def _say(board: str, text: str) -> None:
     """What a board's line has to say."""
-    _tell(f"{board}: {text}")
+    _tell(f"{board}: {display.visible(text)}")
 
 
 def _tell(text: str) -> None:

@@ -11,7 +11,7 @@ from ulearn import task as wire
 from ulearn import update as update_wire
 from ulearn_host import aggregate
 from ulearn_host.errors import UserError
-from ulearn_host.federation import advance, evaluation, split
+from ulearn_host.federation import advance, evaluation, split, split_head
 from ulearn_host.federation.journal import JournalError, Row
 from ulearn_host.federation.machine import Machine
 
@@ -100,6 +100,8 @@ class Intake(Machine):
         if update.base_id != bytes(task["base"]):
             raise UserError(f"update: from base {update.base_id.hex()}, expected {bytes(task['base']).hex()}")
         encoding = int.from_bytes(body[6:8], "little")
+        if self.job.split:
+            self.check_features(body, task["round"])
         if encoding != self.job.encoding:
             raise UserError(f"update: encoding {encoding}, expected {self.job.encoding} ({self.job.up})")
         if encoding == aggregate.ENCODINGS["random-k"]:
@@ -108,9 +110,21 @@ class Intake(Machine):
                 raise UserError(f"update: places of round {turn} of job {job}, expected round {task['round']} of this")
         if not 1 <= update.num_samples <= self.job.samples_largest:
             raise UserError(f"update: counts {update.num_samples} samples, expected 1 to {self.job.samples_largest}")
-        if update.num_samples > task["samples"]:
-            raise UserError(f"update: counts {update.num_samples} samples, the board told of {task['samples']}")
+        if update.num_samples > self.told(task):
+            raise UserError(f"update: counts {update.num_samples} samples, the board told of {self.told(task)}")
         return update.num_samples
+
+    def check_features(self, body: bytes, turn: int) -> None:
+        """Activations: those that were asked for, so that one answer cannot spoil all."""
+        sent, wanted = split.parse(body, self.plan), split_head.upper(self.plan).size
+        if (sent.job, sent.round) != (self.job.number, turn):
+            raise UserError(f"features: of round {sent.round} of job {sent.job}, expected round {turn} of this")
+        if sent.cut or sent.x.shape[1] != wanted:
+            raise UserError(
+                f"features: {sent.x.shape[1]} numbers at cut {sent.cut} from the end, expected {wanted} at the last"
+            )
+        if len(sent) > self.job.kept:
+            raise UserError(f"features: of {len(sent)} samples, expected at most {self.job.kept}")
 
     def _stale(self, task: Row) -> int | None:
         """Commits since the update's base, where the round that is not over takes it; else None."""

@@ -21,6 +21,7 @@ from ulearn_host.errors import UserError
 from ulearn_host.federation import selection, split
 
 DOWN = ("full", "difference", "int8")
+FIT_LARGEST = 65535  # samples of one training, the host's over activations
 SAMPLES_LARGEST = 2**20  # of one board: who claims more must not be able to spoil the exact sum of all
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
 _DAY_S = 86400.0
@@ -127,6 +128,11 @@ class Job:
         if self.split and changed:
             raise UserError(
                 f"job {self.name}: {changed[0]} with up {self.up!r}, for which boards do not train; leave it as it is"
+            )
+        if self.split and self.goal * self.kept > FIT_LARGEST:
+            raise UserError(
+                f"job {self.name}: {self.goal} boards with {self.kept} samples each, expected at most {FIT_LARGEST} "
+                f"together, as a training counts in 16 bits"
             )
 
     def _check_rule(self) -> None:

@@ -116,12 +116,10 @@ class Member(threading.Thread):
                     while not self._over.is_set():
                         self._step(link)
                         pause, self.fault = FIRST_PAUSE_S, ""
-            except RuntimeError:
+            except Exception as fault:  # a line can fail in ways that its driver does not name, as termios.error
                 if self._over.is_set():
-                    return  # the federation's thread has ended
-                raise
-            except (UserError, OSError) as fault:  # LinkError is one
-                self.fault = str(fault)
+                    return  # the federation's thread may have ended
+                self.fault = str(fault) or type(fault).__name__
                 self._say(self.line.board, self.fault)
                 if self._call(self._lost):
                     return  # nobody waits for it
@@ -148,7 +146,7 @@ class Member(threading.Thread):
         """One task."""
         federation, board = self._federation, self.line.board
         told = facts.parse(link.facts(self._step_us, self._rate))
-        data = self._call(federation.task, board, told, federation.clock())
+        data = self._call(lambda: federation.task(board, told, federation.clock()))
         task = tasks.parse(data)
         if task.kind == tasks.WAIT:
             self._over.wait(task.retry_ms / 1000)
@@ -162,12 +160,13 @@ class Member(threading.Thread):
 
     def _take_base(self, link: Link, have: bytes) -> None:
         """Bring the board to the last base."""
-        kind, data = self._call(self._federation.down, self.line.board, have)
+        federation = self._federation
+        # In one call: a commit in between would be another base.
+        (kind, data), base = self._call(lambda: (federation.down(self.line.board, have), federation.model["base"]))
         if kind == "update":
             link.update_put(data)
         elif kind == "full":
-            base = self._call(lambda: bytes(self._federation.model["base"]))
-            link.replace(data, base)
+            link.replace(data, bytes(base))
 
     def _carry_out(self, link: Link, data: bytes, task: Any, told: facts.BoardFacts) -> None:
         """Have it done, and submit the answer; a board that cannot says why, and asks again later."""
@@ -177,13 +176,14 @@ class Member(threading.Thread):
         except BoardError as fault:
             reason = str(fault)
             digest = sha256(reason.encode()).digest()
-            self._call(self._federation.reject, board, digest, reason, self._federation.clock())
+            self._call(lambda: self._federation.reject(board, digest, reason, self._federation.clock()))
             self._say(board, str(fault))
             self._over.wait(self._federation.job.retry_s)
             return
         if task.kind == tasks.TRAIN:
             self._step_us = round(1e6 * (time.monotonic() - began) / max(1, told.samples * task.epochs))
-        verdict = self._call(self._federation.submit, board, answer, self._federation.clock(), task.nonce)
+        federation = self._federation
+        verdict = self._call(lambda: federation.submit(board, answer, federation.clock(), task.nonce))
         if not verdict.accepted:
             self._say(board, verdict.reason)
 
@@ -216,7 +216,7 @@ def run(
 ) -> None:
     """Carry a job on with boards on serial lines alone, until it is done and all of them have its last base.
 
-    tick: called on the federation's thread a few times a second.
+    tick: called on the federation's thread a few times a second. Raises UserError where no thread is left before that.
     """
     calls = Calls()
     members = [Member(line, federation, calls.call, say) for line in lines]
@@ -233,3 +233,6 @@ def run(
         until = time.monotonic() + 2
         while any(member.is_alive() for member in members) and time.monotonic() < until:
             calls.serve(0.05)  # who waits for an answer gets one, and sees that it is over
+    if federation.head["state"] != "done":
+        faults = "; ".join(f"{member.line.board}: {member.fault}" for member in members if member.fault)
+        raise UserError(f"no board is left before the job is done: {faults or 'their lines have ended'}")

@@ -20,6 +20,7 @@ from ulearn_host import aggregate
 from ulearn_host.errors import UserError
 from ulearn_host.federation import advance, selection
 from ulearn_host.federation.advance import Advanced, Contribution, Held
+from ulearn_host.federation.core import DISMISSED
 from ulearn_host.federation.deadlines import retry_ms
 from ulearn_host.federation.evaluating import Evaluating
 from ulearn_host.federation.selection import Candidate
@@ -45,7 +46,7 @@ class Machine(Evaluating):
             self.resume(now)
         self._latest = now
         while self.step(now):
-            pass
+            now = self._latest = max(now, self.clock())  # a commit may take long: what follows begins after it
 
     def wait_s(self, now: float) -> float:
         """Seconds until time alone may bring the next transition."""
@@ -87,7 +88,7 @@ class Machine(Evaluating):
         """How many boards to go on with: as many as are asked, or enough once no more are to come."""
         if now >= self._gathered_at():
             return least
-        return max(least, min(self.job.asked, int(self.journal.value("SELECT count(*) FROM boards"))))
+        return max(least, min(self.job.asked, self.fleet_size()))
 
     def _selecting(self, now: float) -> bool:
         """An evaluation where one is due, then the boards of a round, or the end."""
@@ -110,6 +111,10 @@ class Machine(Evaluating):
             return False
         candidates = self._candidates(now)
         return len(candidates) >= wanted and self._select(candidates, now)
+
+    def fleet_size(self) -> int:
+        """How many boards are enrolled."""
+        return int(self.journal.value("SELECT count(*) FROM boards WHERE link != ?", DISMISSED))
 
     def received(self) -> int:
         """Updates for the round that is not over."""
@@ -195,7 +200,7 @@ class Machine(Evaluating):
         parts = [contribution(row) for row in self.journal.rows(PARTS, turn)]
         try:
             advanced = advance.advance(bytes(self.model["blob"]), parts, self.held(), self.job, self.plan)
-        except (UserError, ValueError) as fault:
+        except (UserError, ValueError, ArithmeticError) as fault:  # what is journalled must not stop the host for ever
             return self._abandon(str(fault), now)
         return self._commit(parts, advanced, now)
 

@@ -82,7 +82,7 @@ class Root(Federation):
         kept = [answers[name][0] for name in sorted(answers)]
         try:
             advanced = self._advanced(bytes(self.model["blob"]), kept, self.held())
-        except (UserError, ValueError) as fault:
+        except (UserError, ValueError, ArithmeticError) as fault:
             self._abandon(str(fault), now)
             return False
         boards = [Contribution(board, b"", 0) for answer in kept for board in answer.boards]
@@ -107,6 +107,8 @@ class Root(Federation):
             self._check_sum(answer, name)
         elif [part.board for part in answer.parts] != list(answer.boards) or answer.total is not None:
             raise UserError(f"{name}: passes a sum up, expected the updates of {len(answer.boards)} boards")
+        elif answer.samples != sum(part.samples for part in answer.parts):
+            raise UserError(f"{name}: counts {answer.samples} samples, its updates hold others")
         else:
             for part in answer.parts:
                 self._check_part(part, name)
@@ -132,6 +134,8 @@ class Root(Federation):
             raise UserError(f"{name}: an update of {part.board} for another model, or of {part.samples} samples")
         if not part.stale and update.base_id != bytes(self.model["base"]):
             raise UserError(f"{name}: an update of {part.board} from another base")
+        if self.job.split:
+            self.check_features(part.body, self.head["round"])
 
     def _keep(self, answers: dict[str, tuple[Answer, bytes]], now: float) -> None:
         """Into the journal, in the place of what an earlier try of this round left there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -14,7 +15,7 @@ from ulearn import checkpoint
 from ulearn import task as wire
 from ulearn_host.errors import UserError
 from ulearn_host.federation import advance
-from ulearn_host.federation.core import JOURNAL, PLAN, Observe, nobody, shared
+from ulearn_host.federation.core import DISMISSED, JOURNAL, PLAN, Observe, nobody, shared
 from ulearn_host.federation.deadlines import retry_ms
 from ulearn_host.federation.down import Down
 from ulearn_host.federation.facts import BoardFacts
@@ -29,6 +30,7 @@ from ulearn_host.fleet import PlanFacts
 __all__ = ["Federation", "Verdict"]
 
 SECRET_BYTES = 16  # the shortest
+RISE_LEAST = 8
 _BOARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
@@ -110,14 +112,25 @@ class Federation(Intake):
                 *(board, secret, link, now),
             )
 
+    def dismiss(self, board: str) -> None:
+        """Let a board no longer speak: its secret is forgotten, what it did stays. `enrol` takes it in again."""
+        self._check_enrolled(board)
+        with self.transition("dismiss", self.clock(), "its card is gone", board):
+            self.journal.run(
+                "UPDATE boards SET link = ?, secret = ? WHERE board = ?",
+                *(DISMISSED, secrets.token_bytes(SECRET_BYTES), board),
+            )
+        self.presence.lost(board)
+
     def secret(self, board: str) -> bytes | None:
         """What a board proves itself with; None of a stranger."""
         found = self.journal.value("SELECT secret FROM boards WHERE board = ?", board)
         return None if found is None else bytes(found)
 
-    def boards(self) -> list[str]:
-        """The names of the fleet."""
-        return [row["board"] for row in self.journal.rows("SELECT board FROM boards ORDER BY board")]
+    def boards(self, link: str | None = None) -> list[str]:
+        """The names of the fleet, or of those on one kind of link."""
+        rows = self.journal.rows("SELECT board, link FROM boards ORDER BY board")
+        return [row["board"] for row in rows if link in (None, row["link"])]
 
     def weigh(self, board: str, quality: float) -> None:
         """How much a board's samples count, where the job says quality: a factor of 0 or more."""
@@ -137,8 +150,12 @@ class Federation(Intake):
             raise UserError(
                 f"{board}: has model {facts.model_id.hex()}, the job {self.plan.model_id.hex()}; deploy its plan"
             )
-        if facts.samples > self.job.samples_largest:
-            raise UserError(f"{board}: {facts.samples} samples, expected at most {self.job.samples_largest}")
+        most = max(facts.samples, facts.held_out)
+        if most > self.job.samples_largest:
+            raise UserError(f"{board}: {most} samples, expected at most {self.job.samples_largest}")
+        labels = self.plan.outputs if self.plan.labelled else 0
+        if facts.histogram is not None and len(facts.histogram) != labels:
+            raise UserError(f"{board}: a histogram of {len(facts.histogram)} labels, the plan has {labels}")
         self.presence.asked(board, facts, now)
         self.settle(now)
         if self.evaluation():
@@ -159,7 +176,8 @@ class Federation(Intake):
     def _hand_out(self, row: Row, facts: BoardFacts, now: float) -> bytes:
         """Its bytes; that it was sent, and of how many samples the board told, is written down."""
         samples = facts.held_out if row["kind"] == wire.EVALUATE else facts.samples
-        if row["sent"] is None or samples > row["samples"]:
+        # More by a quarter at least: whoever claims one more with every question does not fill the host's disk.
+        if row["sent"] is None or samples > row["samples"] + row["samples"] // 4 + RISE_LEAST:
             with self.transition("task", now, f"kind {row['kind']}, {samples} samples", row["board"]):
                 self.journal.run(
                     "UPDATE tasks SET sent = coalesce(sent, ?), samples = max(samples, ?) WHERE nonce = ?",
@@ -188,7 +206,7 @@ class Federation(Intake):
         self.presence.touched(board, now)
         self.presence.move(board, up=len(body))
         self.settle(now)
-        return self.take(board, body, now, None if nonce is None else bytes(nonce))
+        return self.take(board, body, max(now, self._latest), None if nonce is None else bytes(nonce))
 
     def lost(self, board: str, now: float) -> None:
         """Its link broke: it is not drawn for a round until it is heard of again. A task that it has stays its own."""
@@ -200,7 +218,7 @@ class Federation(Intake):
         if not self.published:
             self.publish()
         self.settle(now)
-        return self.wait_s(now)
+        return self.wait_s(max(now, self._latest))
 
     def status(self) -> dict[str, Any]:
         """What there is to see, of bounded size."""

@@ -79,7 +79,8 @@ class Server:
         self._hellos = Hellos()
         self._partials: dict[str, Partial] = {}
         self._judged: dict[str, Judged] = {}
-        self._heard: dict[str, float] = {}  # when a board last asked for a task
+        self._heard: dict[str, float] = {}  # when a board last asked for a task that does not know that there is none
+        self._asked = float("-inf")  # when any did
         self._held = 0
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -138,9 +139,11 @@ class Server:
         return {row["board"]: time.monotonic() - (now - row["seen"]) for row in rows if now - row["seen"] < lately}
 
     def _all_know(self) -> bool:
-        """Whether each board that asked here lately has the last base and has been told that the job is done."""
-        lately = time.monotonic() - max(self.federation.job.present_s, _LINGER_S)
-        return all(heard < lately for heard in self._heard.values()) and not any(busy() for busy in self.busy)
+        """Whether each board that asked here lately has the last base and knows that the job is done."""
+        now = time.monotonic()
+        lately = now - max(self.federation.job.present_s, _LINGER_S)
+        quiet = now - self._asked >= self.limits.quiet_s
+        return quiet and all(h < lately for h in self._heard.values()) and not any(busy() for busy in self.busy)
 
     def _observed(self, event: str, details: dict[str, Any]) -> None:
         """A transition of the federation, on its way to who observed before."""
@@ -239,7 +242,7 @@ class Server:
         self._held += 1
         try:
             while True:
-                self._heard[board] = time.monotonic()
+                self._heard[board] = self._asked = time.monotonic()
                 news = self._news
                 try:
                     body = federation.task(board, told, self.clock())

@@ -98,12 +98,12 @@ class Answer:
         total = np.frombuffer(bodies[0], "<i8").astype(np.int64) if head["sum"] else None
         rows, bodies = head["parts"], bodies[1:] if head["sum"] else bodies
         parts = [
-            Contribution(str(board), body, _whole(samples), float(quality), _whole(stale))
+            Contribution(_words(board), body, _whole(samples), _factor(quality), _whole(stale))
             for (board, samples, quality, stale), body in zip(rows, bodies, strict=True)
         ]
-        names = [str(board) for board in head["boards"]]
-        ids = (_whole(head["job"]), _whole(head["round"]), str(head["gateway"]), bytes.fromhex(head["base"]))
-        return cls(*ids, names, _whole(head["samples"]), total, parts, str(head["reason"]))
+        names = [_words(board) for board in head["boards"]]
+        ids = (_whole(head["job"]), _whole(head["round"]), _words(head["gateway"]), bytes.fromhex(head["base"]))
+        return cls(*ids, names, _whole(head["samples"]), total, parts, _words(head["reason"]))
 
 
 def _whole(value: Any) -> int:
@@ -112,11 +112,22 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
+def _words(value: Any) -> str:
+    """Text that can be written down: JSON knows halves of characters."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def _factor(value: Any) -> float:
+    if not 0 <= float(value) <= 1e6:
+        raise ValueError(f"{value!r} is no factor of 0 to 1000000")
+    return float(value)
+
+
 def _made(make: Callable[[], T]) -> T:
     """What a header says, or one sentence on why it says nothing."""
     try:
         return make()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as fault:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as fault:
         raise UserError(f"message between hosts: {fault!r}; expected one of this version of ulearn") from None
 
 
