@@ -101,7 +101,7 @@ def test_emulated_boards_are_boards(tmp_path: Path) -> None:
         for board in listed:
             assert not Path(board["port"]).exists()
         assert not [board for board in running.running() if board.pid == process.pid]
-        assert not list((emulate.cache_dir() / "running").glob(f"{process.pid}.*"))
+        assert not list(running.folder().glob(f"{process.pid}.*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
@@ -117,13 +117,13 @@ def test_a_count_of_boards_ends_by(number: signal.Signals) -> None:
 def test_a_killed_one_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its entry is stale and dropped by the next that reads; so is what is no entry at all."""
     with emulated("UNIX") as (process, listed):
-        entry = emulate.cache_dir() / "running" / f"{process.pid}.json"
+        entry = running.folder() / f"{process.pid}.json"
         assert entry.exists() and listed[0]["port"] in {board.port for board in running.running()}
         process.kill()
         process.wait()
         assert entry.exists()
         assert listed[0]["port"] not in {board.port for board in running.running()} and not entry.exists()
-    monkeypatch.setenv("ULEARN_CACHE", str(tmp_path))
+    monkeypatch.setenv("ULEARN_RUNNING", str(tmp_path / "running"))
     assert running.running() == []
     (tmp_path / "running").mkdir()
     for name, text in (("1.json", "{}"), ("2.json", "no json"), ("3.json", "")):
@@ -220,6 +220,7 @@ def test_a_program_is_interrupted_and_this_is_told(cortex_m0: Device) -> None:
 
 def test_an_agent_goes_on_serving(cortex_m0: Device) -> None:
     """It is asked by a frame, and what it has loaded stays."""
+    cortex_m0.fresh("pass")  # other tests have left models in its heap
     link = Link.open(cortex_m0.port)
     link.load("first.ulm")
     link.close()  # the agent serves on
@@ -232,7 +233,7 @@ def test_an_agent_goes_on_serving(cortex_m0: Device) -> None:
 
 def test_without_any_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sentence, and an empty list for scripts."""
-    monkeypatch.setenv("ULEARN_CACHE", str(tmp_path))
+    monkeypatch.setenv("ULEARN_RUNNING", str(tmp_path))
     monkeypatch.setattr(boards.list_ports, "comports", lambda: [])
     assert boards.find() == []
     if not [port for port in serial.tools.list_ports.comports() if port.vid]:

@@ -38,8 +38,8 @@ class Running:
     pid: int
 
 
-def _folder() -> Path:
-    """ULEARN_RUNNING names another one, so that two test runs do not ask each other's boards."""
+def folder() -> Path:
+    """Where the list is kept. ULEARN_RUNNING names another place: two test runs do not ask each other's boards."""
     named = os.environ.get("ULEARN_RUNNING")
     return Path(named) if named else emulate.cache_dir() / "running"
 
@@ -47,7 +47,7 @@ def _folder() -> Path:
 def running() -> list[Running]:
     """The boards that are kept running now; what dead processes have left is removed."""
     boards: list[Running] = []
-    for path in sorted(_folder().glob("*.json")):
+    for path in sorted(folder().glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError), path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two readers take nobody for alive
@@ -61,7 +61,7 @@ def running() -> list[Running]:
 @contextmanager
 def _registered(boards: Sequence[Running]) -> Iterator[None]:
     # Locked before it has the name that is looked for.
-    path = _folder() / f"{os.getpid()}.json"
+    path = folder() / f"{os.getpid()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".new")
     with fresh.open("w") as file:

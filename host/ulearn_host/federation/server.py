@@ -79,7 +79,7 @@ class Server:
         self._hellos = Hellos()
         self._partials: dict[str, Partial] = {}
         self._judged: dict[str, Judged] = {}
-        self._heard: dict[str, float] = {}  # when a board last asked for a task that does not know that there is none
+        self._heard: dict[str, float] = {}  # when a board last wrote that does not know that the job is done
         self._asked = float("-inf")  # when any did
         self._held = 0
         self._news = asyncio.Event()
@@ -190,6 +190,7 @@ class Server:
             raise Refused(401, f"board {head.board!r} is not enrolled; enrol it over USB first")
         if not check(secret, raw[letter.HEAD_BYTES :], head.raw):
             raise Refused(401, f"not signed with the secret of board {head.board!r}; enrol it anew if it is yours")
+        self._heard[head.board] = self._asked = time.monotonic()
         letters = Letter(self, request, head, secret, size - _FRAME_BYTES)
         if head.kind == letter.HELLO:
             return await letters.hello(self._hellos, protocol.peer.session)
@@ -242,7 +243,6 @@ class Server:
         self._held += 1
         try:
             while True:
-                self._heard[board] = self._asked = time.monotonic()
                 news = self._news
                 try:
                     body = federation.task(board, told, self.clock())
