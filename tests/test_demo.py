@@ -27,5 +27,11 @@ def test_gains_hold(seed: int, tmp_path: Path) -> None:
     for board in result["boards"]:
         assert "micropython" in board["implementation"]
         assert board["after"] >= board["before"] + 0.10
+    for when, of_board in (
+        ("before", "before"),
+        ("after", "federated"),
+    ):  # all boards are in it, with equally many samples
+        mean = sum(board[of_board] for board in result["boards"]) / 3
+        assert result["federated"][when] == pytest.approx(mean)
     assert result["federated"]["after"] >= result["federated"]["before"] + 0.10
     assert result["federated"]["rounds"] >= 2 and result["seconds"] < 170

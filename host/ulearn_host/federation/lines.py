@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S = 0.5  # after a failure; it doubles
 LONGEST_PAUSE_S = 30.0
+PATIENCE_S = 60.0  # with boards that are slow to begin
 _SLICE_S = 0.2  # between two looks at whether it is over
 
 T = TypeVar("T")
@@ -87,18 +88,39 @@ class Calls:
                     raise
 
 
+class Gate:
+    """Boards on lines begin together: who is ready first would be evaluated, and train, without the others."""
+
+    def __init__(self, members: int) -> None:
+        """Open once so many have come, or have failed to."""
+        self._left, self._lock, self._open = members, threading.Lock(), threading.Event()
+
+    def arrive(self) -> None:
+        """One more."""
+        with self._lock:
+            self._left -= 1
+            if self._left <= 0:
+                self._open.set()
+
+    def wait(self, over: threading.Event) -> None:
+        """Until it opens, or it is over, at most PATIENCE_S."""
+        until = time.monotonic() + PATIENCE_S
+        while not self._open.wait(_SLICE_S) and not over.is_set() and time.monotonic() < until:
+            pass
+
+
 class Member(threading.Thread):
     """A board's thread: asks for tasks, brings the board to their base, has them carried out, submits the answers.
 
     A line that fails is opened again, later each time; a round goes on without the board meanwhile.
     """
 
-    def __init__(self, line: Line, federation: Federation, call: Call, say: Say) -> None:
-        """call: of Calls or of a server. The board must be enrolled."""
+    def __init__(self, line: Line, federation: Federation, call: Call, say: Say, gate: Gate | None = None) -> None:
+        """call: of Calls or of a server. gate: to begin with others. The board must be enrolled."""
         super().__init__(name=f"ulearn {line.board}", daemon=True)
         self.line, self.fault = line, ""
         self._federation, self._call, self._say = federation, call, say
-        self._over = threading.Event()
+        self._over, self._gate = threading.Event(), gate
         self._step_us = self._rate = 0
         self._random = random.Random(line.board)
 
@@ -113,6 +135,7 @@ class Member(threading.Thread):
             try:
                 with self.line.open() as link:
                     self._send(link)
+                    self._gather()
                     while not self._over.is_set():
                         self._step(link)
                         pause, self.fault = FIRST_PAUSE_S, ""
@@ -121,10 +144,19 @@ class Member(threading.Thread):
                     return  # the federation's thread may have ended
                 self.fault = str(fault) or type(fault).__name__
                 self._say(self.line.board, self.fault)
+                self._gather(wait=False)
                 if self._call(self._lost):
                     return  # nobody waits for it
                 self._over.wait(pause * self._random.uniform(0.75, 1.25))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _gather(self, wait: bool = True) -> None:
+        """Once, at the begin or at the first failure."""
+        gate, self._gate = self._gate, None
+        if gate:
+            gate.arrive()
+            if wait:
+                gate.wait(self._over)
 
     def _lost(self) -> bool:
         """On the federation's thread: the board is not there. Whether the job is done."""
@@ -194,7 +226,8 @@ def beside(
     """For `server.serve`: boards on serial lines beside those on the network."""
 
     async def live(server: Server) -> None:
-        members = [Member(line, federation, server.call, say) for line in lines]
+        gate = Gate(len(lines))
+        members = [Member(line, federation, server.call, say, gate) for line in lines]
         server.busy.append(lambda: any(member.is_alive() for member in members))
         for member in members:
             member.start()
@@ -219,7 +252,8 @@ def run(
     tick: called on the federation's thread a few times a second. Raises UserError where no thread is left before that.
     """
     calls = Calls()
-    members = [Member(line, federation, calls.call, say) for line in lines]
+    gate = Gate(len(lines))
+    members = [Member(line, federation, calls.call, say, gate) for line in lines]
     for member in members:
         member.start()
     try:
