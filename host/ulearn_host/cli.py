@@ -443,7 +443,7 @@ def train(
     kept = len(test)
     if checkpoint in (plan.name, plan.name + ".base"):
         raise UserError(f"--checkpoint {checkpoint} is where the plan lies on the board; name another file")
-    with _linked(port, facts) as link, display.steps() as steps:
+    with fleet.opened(port, facts) as link, display.steps() as steps:
         member = fleet.Member(port, link, learn, test)
         before = member.right(tick=steps.bar("testing")) if facts.labelled else 0
         member.send(steps.bar(f"sending {len(learn)} samples"))
@@ -475,7 +475,7 @@ def evaluate(plan: PlanPath, port: Port, data: Data, as_json: Json = False) -> N
 
     facts = fleet.PlanFacts(plan)
     samples = facts.samples(*_load(data))
-    with _linked(port, facts) as link, display.steps() as steps:
+    with fleet.opened(port, facts) as link, display.steps() as steps:
         score = link.score(samples.x, samples.y, steps.bar(f"testing on {len(samples)} samples"))
     if as_json:
         print(json.dumps(vars(score)))
@@ -529,24 +529,6 @@ def _load(path: Path) -> tuple[Any, Any, str]:
     from ulearn_host.importers import load_samples
 
     return (*load_samples(path), str(path))
-
-
-def _linked(port: str, facts: Any) -> Any:
-    from contextlib import contextmanager
-
-    from ulearn_host.link import Link
-
-    @contextmanager
-    def session() -> Any:
-        # Room for the largest frame, a sample with its target, twice.
-        room = max(2048, 2 * (facts.inputs + max(2, facts.outputs) + 64))
-        with Link.open(port, buffer_bytes=room) as link:
-            loaded = link.load(facts.path.name)
-            if loaded is None or loaded.model_id != facts.model_id:
-                raise UserError(f"{port}: {facts.path.name} on the board is another model; run ulearn deploy first")
-            yield link
-
-    return session()
 
 
 def main() -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +18,6 @@ _TRAINING = "What a board does"
 _SENT = "What is sent"
 _ROUND = "What a round is"
 _SHOWN = "What is shown"
-SECRET_BYTES = 32
-_SESSION_BYTES = 2048
 _BOARDS_SHOWN = 30
 
 Fleet = Annotated[
@@ -239,7 +237,7 @@ def federate(
     the same command goes on with the last committed round.
     """
     from ulearn_host import fleet as members
-    from ulearn_host.federation.hosting import Hosting, Network
+    from ulearn_host.federation.hosting import Hosting
     from ulearn_host.federation.job import Job
     from ulearn_host.federation.roster import Roster
 
@@ -278,56 +276,59 @@ def federate(
         evaluate_every=max(1, rounds) if evaluate_every is None else evaluate_every,
         min_group=min_group or (5 if known else 1),
     )
-    if made.split:
-        from ulearn_host.federation.split import WARNING
-
-        display.errors.print(f"warning: {WARNING}", markup=False, soft_wrap=True)
+    warn(made)
     hosting = Hosting(
         fleet / made.name,
         fleet,
-        _lines(facts, ports, files, holdout, seed),
-        Network(*_address(listen, "0.0.0.0", 8470), known, plain) if listen else None,
+        lines_of(facts, ports, files, holdout, seed),
+        network(listen, known, plain),
         out,
         page,
         as_json,
     )
+    carry_out(hosting, plan, made, "stopped; the same command goes on with the last committed round")
+
+
+def warn(job: Any) -> None:
+    """What goes up may tell more than updates do."""
+    if job.split:
+        from ulearn_host.federation.split import WARNING
+
+        display.errors.print(f"warning: {WARNING}", markup=False, soft_wrap=True)
+
+
+def carry_out(hosting: Any, plan: Path, job: Any, stopped: str) -> None:
+    """Run a job to its end and show what came of it; stopped: what Ctrl-C is answered with."""
     try:
-        status = hosting.run(plan, made, lambda: secrets.token_bytes(SECRET_BYTES))
+        status = hosting.run(plan, job)
     except KeyboardInterrupt:
-        raise UserError("stopped; the same command goes on with the last committed round") from None
+        raise UserError(stopped) from None
     except ImportError as missing:
         raise UserError(f"boards on the network need {missing.name}: pip install 'ulearn[fleet]'") from None
-    _show(status, as_json, made.name)
+    _show(status, hosting.as_json, job.name)
 
 
-def _lines(facts: Any, ports: Sequence[str], files: Sequence[Path], holdout: float, seed: int) -> list[Any]:
+def lines_of(facts: Any, ports: Sequence[str], files: Sequence[Path], holdout: float, seed: int) -> list[Any]:
     """The boards on serial lines, each with its samples."""
     from ulearn_host import fleet
     from ulearn_host.federation.lines import Line, name_of
     from ulearn_host.importers import load_samples
-    from ulearn_host.link import Link
-
-    room = max(_SESSION_BYTES, 2 * (facts.inputs + max(2, facts.outputs) + 64))
-
-    def session(port: str) -> Link:
-        link = Link.open(port, buffer_bytes=room)
-        try:
-            loaded = link.load(facts.path.name)
-            if loaded is None or loaded.model_id != facts.model_id:
-                raise UserError(f"{port}: {facts.path.name} on the board is another model; run ulearn deploy first")
-        except BaseException:
-            link.close()
-            raise
-        return link
 
     made = []
     for port, path in zip(ports, files, strict=True):
         learn, test = fleet.split(facts.samples(*load_samples(path), str(path)), holdout, seed)
-        made.append(Line(name_of(port), lambda port=port: session(port), learn, test))  # type: ignore[misc]
+        made.append(Line(name_of(port), partial(fleet.opened, port, facts), learn, test))
     names = [line.board for line in made]
     if len(set(names)) != len(names):
         raise UserError(f"{', '.join(sorted(names))}: the same board twice; give each port once")
     return made
+
+
+def network(listen: str | None, known: dict[str, bytes], plain: bool) -> Any:
+    """Where the boards on the network find this host; None without --listen."""
+    from ulearn_host.federation.hosting import Network
+
+    return Network(*_address(listen, "0.0.0.0", 8470), known, plain) if listen else None
 
 
 def _address(text: str, host: str, port: int) -> tuple[str, int]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import secrets
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ulearn_host import display
+from ulearn_host import cli_fleet, display
 from ulearn_host.errors import UserError
 
-_SECRET_BYTES = 32
 SOCKET = "gateway.sock"
 _Plan = Annotated[Path, typer.Argument(help="A plan (.ulm) made by `ulearn prepare`, the same on every host.")]
 
@@ -59,7 +57,7 @@ def flower(
     Root.create(folder, plan, job).close()
     (folder / "job.json").write_text(job.to_json() + "\n")
     write_app(folder / "app", folder, gateways, timeout, updates)
-    _warn(job)
+    cli_fleet.warn(job)
     for line in (
         f"{folder}: the job, and what Flower runs of it; bring {folder / 'job.json'} and the plan to every host",
         f"here:           flower-superlink, and once the gateways are there, flwr run {folder / 'app'}",
@@ -93,10 +91,8 @@ def gateway(
 
     Flower's SuperNode beside it is told where this host is asked: --node-config 'gateway="FOLDER/gateway.sock"'.
     """
-    from ulearn_host import cli_fleet
     from ulearn_host import fleet as members
     from ulearn_host.federation.behind import Behind
-    from ulearn_host.federation.hosting import Network
     from ulearn_host.federation.job import Job
     from ulearn_host.federation.roster import Roster
 
@@ -112,18 +108,12 @@ def gateway(
         whole = Job.from_json(job.read_text())
     except (OSError, UnicodeDecodeError) as fault:
         raise UserError(f"{job}: {fault}; expected the job.json of ulearn flower") from None
-    _warn(whole)
-    lines = cli_fleet._lines(members.PlanFacts(plan), ports, files, 0.0, whole.seed)
-    network = Network(*cli_fleet._address(listen, "0.0.0.0", 8470), known, plain) if listen else None
+    cli_fleet.warn(whole)
+    lines = cli_fleet.lines_of(members.PlanFacts(plan), ports, files, 0.0, whole.seed)
+    network = cli_fleet.network(listen, known, plain)
     hosting = Behind(folder, fleet, lines, network, as_json=as_json, socket=folder / SOCKET, goal=goal)
     display.errors.print(f"""--node-config 'gateway="{(folder / SOCKET).resolve()}"'""", markup=False, soft_wrap=True)
-    try:
-        status = hosting.run(plan, whole, lambda: secrets.token_bytes(_SECRET_BYTES))
-    except KeyboardInterrupt:
-        raise UserError("stopped; the same command goes on where it was") from None
-    except ImportError as missing:
-        raise UserError(f"boards on the network need {missing.name}: pip install 'ulearn[fleet]'") from None
-    cli_fleet._show(status, as_json, whole.name)
+    cli_fleet.carry_out(hosting, plan, whole, "stopped; the same command goes on where it was")
 
 
 def _job(plan: Path, given: list[str]) -> Any:
@@ -140,11 +130,3 @@ def _job(plan: Path, given: list[str]) -> Any:
         except ValueError:
             fields[name] = text
     return Job.from_json(json.dumps(fields))
-
-
-def _warn(job: Any) -> None:
-    """What goes up may tell more than updates do."""
-    if job.split:
-        from ulearn_host.federation.split import WARNING
-
-        display.errors.print(f"warning: {WARNING}", markup=False, soft_wrap=True)

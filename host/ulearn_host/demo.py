@@ -23,7 +23,6 @@ from ulearn_host.federation import lines
 from ulearn_host.federation.job import Job
 from ulearn_host.federation.rounds import Federation
 from ulearn_host.importers import from_sklearn
-from ulearn_host.link import Link
 from ulearn_host.prepare import prepare, write
 
 HIDDEN = 32
@@ -137,7 +136,7 @@ def run(seed: int, show: Steps) -> Result:
             test = fleet.Samples(samples.x[TRAIN_SAMPLES:], samples.y[TRAIN_SAMPLES:])
             board = stack.enter_context(emulate.start(world.board))
             deploy.deploy(board.port, path, show.bar(f"{world.name}: deploying", 100))
-            link = single.enter_context(_opened(board.port, path))
+            link = single.enter_context(fleet.opened(board.port, facts))
             ports.append(board.port)
             members.append(fleet.Member(world.name, link, train, test))
             hellos.append(link.about.implementation + ", " + link.about.machine if link.about else "")
@@ -148,7 +147,7 @@ def run(seed: int, show: Steps) -> Result:
         fleet.together(members, lambda m: m.learn(LOCAL, bars[m.name]))
         after = fleet.together(members, lambda m: m.right())
         single.close()
-        told = _together(path, members, ports, show.counter(f"{ROUNDS} federated rounds", ROUNDS * len(members)))
+        told = _together(facts, members, ports, show.counter(f"{ROUNDS} federated rounds", ROUNDS * len(members)))
         boards = [
             {
                 "name": m.name,
@@ -163,14 +162,9 @@ def run(seed: int, show: Steps) -> Result:
     return Result(boards, federated, time.monotonic() - began)
 
 
-def _opened(port: str, plan: Path) -> Link:
-    """A session with a board, the plan loaded."""
-    link = Link.open(port)
-    link.load(plan.name)
-    return link
-
-
-def _together(plan: Path, members: Sequence[fleet.Member], ports: Sequence[str], done: Callable[[], None]) -> Any:
+def _together(
+    facts: fleet.PlanFacts, members: Sequence[fleet.Member], ports: Sequence[str], done: Callable[[], None]
+) -> Any:
     """The job of the fleet. Returns the accuracy of all before and after, and each board's after."""
     job = Job(
         "demo",
@@ -188,11 +182,11 @@ def _together(plan: Path, members: Sequence[fleet.Member], ports: Sequence[str],
         if event == "update":
             done()
 
-    with Federation.create(plan.parent / "fleet", plan, job, observe=observe) as federation:
+    with Federation.create(facts.path.parent / "fleet", facts.path, job, observe=observe) as federation:
         made = []
         for member, port in zip(members, ports, strict=True):
             federation.enrol(member.name, secrets.token_bytes(32), "serial")
-            made.append(lines.Line(member.name, partial(_opened, port, plan), member.train, member.test))
+            made.append(lines.Line(member.name, partial(fleet.opened, port, facts), member.train, member.test))
         lines.run(federation, made)
         status = federation.status()
     return {

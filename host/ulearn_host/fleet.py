@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,3 +161,18 @@ def together(members: Sequence[Member], do: Callable[[Member], T]) -> list[T]:
             for member in members:
                 member.link.close()
             raise
+
+
+def opened(port: str, facts: PlanFacts) -> Link:
+    """A session with a board, this plan loaded from its files; a context manager. Raises UserError or LinkError.
+
+    The largest frame has room for a sample with its target, twice.
+    """
+    room = max(2048, 2 * (facts.inputs + max(2, facts.outputs) + 64))
+    with ExitStack() as stack:
+        link = stack.enter_context(Link.open(port, buffer_bytes=room))
+        loaded = link.load(facts.path.name)
+        if loaded is None or loaded.model_id != facts.model_id:
+            raise UserError(f"{port}: {facts.path.name} on the board is another model; run ulearn deploy first")
+        stack.pop_all()
+        return link

@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ulearn
+from ulearn_host import workers
 from ulearn_host.compiler import Options, compile_plan, model_identity
 from ulearn_host.errors import UserError
 from ulearn_host.network import Network
@@ -336,14 +336,7 @@ def _share(simulation: Simulation) -> None:
     """Of a worker, once: what it measures with. It ends with who started it, even where that one was killed."""
     global _shared
     _shared = simulation
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    workers.end_with_parent()
 
 
 def _work(options: Options) -> Scores:

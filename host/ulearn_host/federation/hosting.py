@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ulearn.hmac import MAC_BYTES
 from ulearn_host import display
 from ulearn_host.errors import UserError
 from ulearn_host.federation import lines
@@ -18,8 +21,14 @@ from ulearn_host.federation.progress import Progress
 from ulearn_host.federation.published import publish
 from ulearn_host.federation.rounds import Federation
 
+PAGE_S = 0.5  # between two looks at a federation for its page
+
 if TYPE_CHECKING:
     from ulearn_host.federation.server import Server
+
+
+def _new_secret() -> bytes:
+    return secrets.token_bytes(MAC_BYTES)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Hosting:
     page: int | None = None
     as_json: bool = False
 
-    def run(self, plan: Path, job: Job, secret: Callable[[], bytes]) -> dict[str, Any]:
+    def run(self, plan: Path, job: Job, secret: Callable[[], bytes] = _new_secret) -> dict[str, Any]:
         """Begin the job, or go on with it, until it is done; returns the federation's last status.
 
         secret: makes one for a board on a line. Raises UserError for a folder that holds another job.
@@ -102,7 +111,16 @@ class Hosting:
         latest = web.Latest(federation.status())
         with web.in_thread(latest.get, port=self.page) as url:
             _tell(f"the fleet's page: {url}")
-            yield lambda: latest.put(federation.status())
+            put_s = time.monotonic()
+
+            def put() -> None:
+                nonlocal put_s
+                if time.monotonic() - put_s >= PAGE_S:
+                    put_s = time.monotonic()
+                    latest.put(federation.status())
+
+            yield put
+            latest.put(federation.status())
 
     async def _serve(self, federation: Federation, network: Network, progress: Progress) -> None:
         """Boards on the network, and what lives beside them."""

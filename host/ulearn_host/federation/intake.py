@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 
 from ulearn import task as wire
@@ -29,7 +30,7 @@ class Verdict:
 class Intake(Machine):
     """What a federation does with answers. The same answer twice gets the same verdict and counts once."""
 
-    @property
+    @cached_property
     def body_largest(self) -> int:
         """Bytes of the longest answer that is looked at."""
         if self.job.split:
@@ -37,6 +38,11 @@ class Intake(Machine):
         name = self.job.up.partition(":")[0]
         longest = aggregate.update_bytes(self.plan.table, name, self.job.kept, self.tensors)
         return max(longest, int(wire.EVALUATION_BYTES) + 4)
+
+    @cached_property
+    def _features_bytes(self) -> int:
+        """Numbers of one sample at the plan's last cut."""
+        return split_head.upper(self.plan).size
 
     def take(self, board: str, body: bytes, now: float, nonce: bytes | None) -> Verdict:
         """An answer of an enrolled board."""
@@ -116,7 +122,7 @@ class Intake(Machine):
 
     def check_features(self, body: bytes, turn: int) -> None:
         """Activations: those that were asked for, so that one answer cannot spoil all."""
-        sent, wanted = split.parse(body, self.plan), split_head.upper(self.plan).size
+        sent, wanted = split.parse(body, self.plan), self._features_bytes
         if (sent.job, sent.round) != (self.job.number, turn):
             raise UserError(f"features: of round {sent.round} of job {sent.job}, expected round {turn} of this")
         if sent.cut or sent.x.shape[1] != wanted:

@@ -220,17 +220,23 @@ class Member(threading.Thread):
             self._say(board, verdict.reason)
 
 
+def _begin(lines: Sequence[Line], federation: Federation, call: Call, say: Say) -> list[Member]:
+    """The boards' threads, at work."""
+    gate = Gate(len(lines))
+    members = [Member(line, federation, call, say, gate) for line in lines]
+    for member in members:
+        member.start()
+    return members
+
+
 def beside(
     federation: Federation, lines: Sequence[Line], say: Say = lambda board, text: None
 ) -> Callable[[Server], Awaitable[None]]:
     """For `server.serve`: boards on serial lines beside those on the network."""
 
     async def live(server: Server) -> None:
-        gate = Gate(len(lines))
-        members = [Member(line, federation, server.call, say, gate) for line in lines]
+        members = _begin(lines, federation, server.call, say)
         server.busy.append(lambda: any(member.is_alive() for member in members))
-        for member in members:
-            member.start()
         try:
             while any(member.is_alive() for member in members):
                 await asyncio.sleep(_SLICE_S)
@@ -252,10 +258,7 @@ def run(
     tick: called on the federation's thread a few times a second. Raises UserError where no thread is left before that.
     """
     calls = Calls()
-    gate = Gate(len(lines))
-    members = [Member(line, federation, calls.call, say, gate) for line in lines]
-    for member in members:
-        member.start()
+    members = _begin(lines, federation, calls.call, say)
     try:
         while any(member.is_alive() for member in members):
             wait = federation.tick(federation.clock())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ulearn
+from ulearn_host import workers
 from ulearn_host.federation.attacks import Attack
 from ulearn_host.federation.virtual import VirtualBoard, store
 from ulearn_host.fleet import Samples
@@ -149,14 +148,7 @@ def _begin(crew: Crew) -> None:
     """Of a worker, once. It ends with who started it, even where that one was killed."""
     global _crew
     _crew = crew
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    workers.end_with_parent()
 
 
 def _call(name: str, *given: Any) -> Any:
