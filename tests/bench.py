@@ -136,7 +136,7 @@ def text() -> str:
     lines += ["", f"Code on the heap (armv6m), a plan being loaded: {sizes['inference']:,} bytes for inference, "]
     lines[-1] += f"{sizes['head']:,} with the trainer where only dense layers train, {sizes['training']:,} where "
     lines[-1] += "convolutions do; the native modules' files have "
-    lines[-1] += f"{sizes['ulab_kernels']:,}, {sizes['ulab_head']:,} and {sizes['ulab_training']:,}."
+    lines[-1] += ", ".join(f"{sizes[module]:,}" for module in emulate.NATIVE_MODULES) + "."
     return "\n".join(lines)
 
 

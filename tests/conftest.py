@@ -69,6 +69,10 @@ def _device(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev
     (folder / "first.ulm").write_bytes(cases.random_case(0).plan.data)
     with emulate.start(name) as board:
         deploy.deploy(board.port, folder / "first.ulm")
+        # A deploy brings what its plan needs; tests bring others.
+        arch = emulate.board_facts(name)["arch"]
+        modules = [str(emulate.find_native(arch, module=module)) for module in emulate.NATIVE_MODULES]
+        deploy.mpremote(board.port, "fs", "cp", *modules, ":lib/")
         yield Device(board)
 
 

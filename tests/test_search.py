@@ -17,7 +17,7 @@ import pytest
 import speakers
 import ulearn
 from conftest import Device
-from ulearn_host import budget, contribution, placement, preparation, report, search, simulate
+from ulearn_host import budget, contribution, emulate, placement, preparation, report, search, simulate
 from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, compile_plan
 from ulearn_host.contribution import Candidate, Contribution, Contributions
@@ -410,7 +410,7 @@ def test_code_on_the_heap(cortex_m0: Device, shared_data: Path, tmp_path: Path, 
     for place, heap in (("ram", read.ram_bytes), ("stream", read.frozen.ram_streamed)):
         base, used = map(int, cortex_m0.fresh(_USED.format(name=path.name, place=place))[-1].split())
         held = network.input.size + (budget.buffer_bytes(network, 1) if scheme == "last" else 0)
-        code, said = used - heap - held, placement.code_bytes(read.needs, place == "stream")
+        code, said = used - heap - held, placement.code_bytes(read.modules[0], read.trains, place == "stream")
         print(f"{scheme} {place}: code {code:,}, said {said:,}; MicroPython itself {base:,}")
         assert -800 <= code - said <= 4_500, (place, code, said)
         assert abs(base - placement.BASE_BYTES) <= 800
@@ -440,7 +440,7 @@ def test_it_fits_the_board(cortex_m0: Device, shared_data: Path, tmp_path: Path,
     network = replace(load_tflite(shared_data / speakers.MODEL_FILE), loss="softmax_ce")
     plan = compile_plan(network, Options("sparse", selection=preparation.named_layers(network, _CHOICE)))
     size = budget.heap(plan, tmp_path / "tight.ulm", place)
-    code = placement.BASE_BYTES + placement.code_bytes(True, place == "stream")
+    code = placement.BASE_BYTES + placement.code_bytes(emulate.NATIVE_MODULES[-1], True, place == "stream")
     (tmp_path / "user.py").write_text(_USER.format(name="tight.ulm", place=place))
     cortex_m0.put(tmp_path / "tight.ulm", tmp_path / "user.py")
     total = code + size.needed + budget.buffer_bytes(network, 22)

@@ -31,7 +31,7 @@ static int32_t source(int32_t at, int32_t stride, int32_t out) {
 }
 
 // g of four cells by one tap; 0 where there is none of any.
-static int gather(const layer *l, const ul_record *r, const cell cells[4], uint32_t count, int32_t ki, int32_t kj) {
+static int gather_scaled(const layer *l, const ul_record *r, const cell cells[4], uint32_t count, int32_t ki, int32_t kj) {
     const uint32_t channels = r->out_c;
     const int narrow = ul_narrow_out(r);
     int any = 0;
@@ -95,7 +95,7 @@ static void sum_cells(const layer *l, const ul_record *r, const cell cells[4], u
     uint32_t tap = 0;
     for (int32_t ki = 0; ki < r->kernel_h; ki++) {
         for (int32_t kj = 0; kj < r->kernel_w; kj++, tap++) {
-            if (gather(l, r, cells, count, ki, kj)) {
+            if (gather_scaled(l, r, cells, count, ki, kj)) {
                 add_tap(l, r, tap);
             }
         }

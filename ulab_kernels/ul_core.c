@@ -28,98 +28,84 @@ static int gate_open(const ul_buffer *table, const ul_record *r) {
     return 0;
 }
 
-// A native module holds a part of the records, so that a board's heap holds those that its plan needs.
-#if !defined(UL_ONLY_TRAINING)
-static int32_t run_forward(const ul_buffer *table, const ul_record *r) {
-    // An if chain: on armv6m a switch may become a jump table, which a native module cannot relocate.
+// A native module holds some of these parts, so that a board's heap holds what its plan needs: see Makefile, and
+// firmware/ulearn/loader.py, which chooses. What belongs to none is in all of them.
+#define UL_PART_IMAGES 1
+#define UL_PART_BRANCHES 2
+#define UL_PART_LAST 4 // trains a last layer
+#define UL_PART_HEAD 8 // trains dense layers behind each other
+#define UL_PART_TRAINING 16
+#if !defined(UL_PARTS)
+#define UL_PARTS 31
+#endif
+#define HAS(part, code) ((UL_PARTS & (part)) && r->op == (code))
+
+// An if chain: on armv6m a switch may become a jump table, which a native module cannot relocate.
+static int32_t run_record(const ul_buffer *table, const ul_record *r) {
     if (r->op == UL_OP_DENSE) {
         ul_dense(table, r);
     } else if (r->op == UL_OP_RELU) {
         ul_relu(table, r);
     } else if (r->op == UL_OP_CONV) {
         ul_conv(table, r);
-    } else if (r->op == UL_OP_DEPTHWISE) {
-        ul_depthwise(table, r);
-    } else if (r->op == UL_OP_AVERAGE_POOL || r->op == UL_OP_MAX_POOL) {
-        ul_pool(table, r);
-    } else if (r->op == UL_OP_MEAN) {
-        ul_mean(table, r);
-    } else if (r->op == UL_OP_ADD) {
-        ul_add(table, r);
-    } else if (r->op == UL_OP_MUL) {
-        ul_mul(table, r);
-    } else if (r->op == UL_OP_PAD) {
-        ul_pad(table, r);
+    } else if (r->op == UL_OP_SOFTMAX) {
+        ul_softmax(table, r);
     } else if (r->op == UL_OP_COPY) {
         ul_copy(table, r);
     } else if (r->op == UL_OP_TABLE) {
         ul_table(table, r);
-    } else if (r->op == UL_OP_SOFTMAX) {
-        ul_softmax(table, r);
-    } else {
-        return UL_E_RECORD;
-    }
-    return 0;
-}
-#endif
-
-#if !defined(UL_ONLY_FORWARD)
-static int32_t run_training(const ul_buffer *table, const ul_record *r) {
-    if (r->op == UL_OP_SOFTMAX_CE) {
+    } else if (HAS(UL_PART_IMAGES, UL_OP_DEPTHWISE)) {
+        ul_depthwise(table, r);
+    } else if (HAS(UL_PART_IMAGES, UL_OP_AVERAGE_POOL) || HAS(UL_PART_IMAGES, UL_OP_MAX_POOL)) {
+        ul_pool(table, r);
+    } else if (HAS(UL_PART_IMAGES, UL_OP_MEAN)) {
+        ul_mean(table, r);
+    } else if (HAS(UL_PART_IMAGES, UL_OP_PAD)) {
+        ul_pad(table, r);
+    } else if (HAS(UL_PART_BRANCHES, UL_OP_ADD)) {
+        ul_add(table, r);
+    } else if (HAS(UL_PART_BRANCHES, UL_OP_MUL)) {
+        ul_mul(table, r);
+    } else if (HAS(UL_PART_LAST, UL_OP_SOFTMAX_CE)) {
         return ul_softmax_ce(table, r);
-    } else if (r->op == UL_OP_MSE) {
-        ul_mse(table, r);
-    } else if (r->op == UL_OP_HINGE) {
-        return ul_hinge(table, r);
-    } else if (r->op == UL_OP_DENSE_BACK) {
-        ul_dense_back(table, r);
-    } else if (r->op == UL_OP_UPDATE_WEIGHT) {
+    } else if (HAS(UL_PART_LAST, UL_OP_UPDATE_WEIGHT)) {
         ul_update_weight(table, r);
-    } else if (r->op == UL_OP_UPDATE_BIAS) {
+    } else if (HAS(UL_PART_LAST, UL_OP_UPDATE_BIAS)) {
         ul_update_bias(table, r);
-    } else if (r->op == UL_OP_MASK) {
+    } else if (HAS(UL_PART_HEAD, UL_OP_MSE)) {
+        ul_mse(table, r);
+    } else if (HAS(UL_PART_HEAD, UL_OP_HINGE)) {
+        return ul_hinge(table, r);
+    } else if (HAS(UL_PART_HEAD, UL_OP_DENSE_BACK)) {
+        ul_dense_back(table, r);
+    } else if (HAS(UL_PART_HEAD, UL_OP_MASK)) {
         ul_mask(table, r);
-    } else if (r->op == UL_OP_RELU_BACK) {
+    } else if (HAS(UL_PART_HEAD, UL_OP_RELU_BACK)) {
         ul_relu_back(table, r);
-#if !defined(UL_ONLY_HEAD)
-    } else if (r->op == UL_OP_CONV_TRAINED) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_CONV_TRAINED)) {
         ul_conv_trained(table, r);
-    } else if (r->op == UL_OP_DEPTHWISE_TRAINED) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_DEPTHWISE_TRAINED)) {
         ul_depthwise_trained(table, r);
-    } else if (r->op == UL_OP_CONV_BACK) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_CONV_BACK)) {
         ul_conv_back(table, r);
-    } else if (r->op == UL_OP_DEPTHWISE_BACK) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_DEPTHWISE_BACK)) {
         ul_depthwise_back(table, r);
-    } else if (r->op == UL_OP_UPDATE_CONV) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_UPDATE_CONV)) {
         ul_update_conv(table, r);
-    } else if (r->op == UL_OP_UPDATE_DEPTHWISE) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_UPDATE_DEPTHWISE)) {
         ul_update_depthwise(table, r);
-    } else if (r->op == UL_OP_AVERAGE_BACK || r->op == UL_OP_MAX_BACK) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_AVERAGE_BACK) || HAS(UL_PART_TRAINING, UL_OP_MAX_BACK)) {
         ul_pool_back(table, r);
-    } else if (r->op == UL_OP_SCALE_BACK) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_SCALE_BACK)) {
         ul_scale_back(table, r);
-    } else if (r->op == UL_OP_CROP) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_CROP)) {
         ul_crop(table, r);
-    } else if (r->op == UL_OP_SUM) {
+    } else if (HAS(UL_PART_TRAINING, UL_OP_SUM)) {
         ul_sum(table, r);
-#endif
     } else {
         return UL_E_RECORD;
     }
     return 0;
-}
-
-#endif
-
-static int32_t run_record(const ul_buffer *table, const ul_record *r) {
-#if defined(UL_ONLY_TRAINING)
-    return run_training(table, r);
-#elif defined(UL_ONLY_FORWARD)
-    return run_forward(table, r);
-#else
-    const int32_t code = run_forward(table, r);
-    return code == UL_E_RECORD ? run_training(table, r) : code;
-#endif
 }
 
 int32_t ul_run(const void *program, size_t bytes, const ul_buffer table[UL_BUFFERS], uint32_t first, uint32_t count) {
@@ -148,9 +134,6 @@ int32_t ul_run(const void *program, size_t bytes, const ul_buffer table[UL_BUFFE
             continue;
         }
         const int32_t code = run_record(table, r);
-        if (code == UL_E_RECORD && i > first) {
-            return (int32_t)(i - first); // another module may know it
-        }
         if (code < 0) {
             return code;
         }

@@ -19,7 +19,7 @@ static int16_t *fill_row(int16_t *to, int32_t value, int32_t count) {
     return to;
 }
 
-static void plane(const ul_record *r, const band *b, int16_t *to) {
+static void fill_plane(const ul_record *r, const band *b, int16_t *to) {
     const int32_t top = (int32_t)(b->first * r->stride_h) - r->pad_top, step = r->in_c, width = (int32_t)b->width;
     const int32_t rows = (int32_t)((b->rows - 1) * r->stride_h) + r->kernel_h;
     const int32_t inside = ul_clamp(width - r->pad_left, 0, r->in_w);
@@ -128,6 +128,35 @@ static void two_planes(const ul_record *r, const band *b, const halves *h, int32
     }
 }
 
+// Finds the shorter way for sums up to `most` in size (DOUBLE rounding); 0 where there is none.
+//
+// With e the right shift and m the multiplier, the exact value is u = sum * m / 2^(31 + e). Here q = a * upper with
+// a = sum >> before and upper = m / 2^16 rounded, so that u is about q / 2^after, after = 15 + e - before. In units of q
+// - dropping bits of the sum costs from 0 to 2^15,
+// - rounding m costs up to |a| / 2; where |u| <= 257, and beyond it every code has saturated, |a| <= 257 * 2^(e + 1 - before);
+// - gemmlowp's first rounding and its way with ties shift u by -3/2 to 1/2 of 2^(15 - before).
+static int quick_for(const ul_codes *codes, uint32_t most, ul_quick *quick) {
+    const int32_t e = -codes->shift[0], multiplier = codes->multiplier[0];
+    if (multiplier < (int32_t)1 << 30 || multiplier >= 0x7FFF8000) {
+        return 0; // the bounds below are for 31 bits, of which the upper half must not round up to 2^15
+    }
+    int32_t before = 0;
+    while ((most >> before) >= 0xF000) {
+        before++;
+    }
+    const int32_t after = 15 + e - before;
+    if (after < 18 || after > 26 || before > 8) {
+        return 0;
+    }
+    const int32_t slop = (257 << (e - before > 0 ? e - before : 0)) + 4, first = (int32_t)1 << (14 - before);
+    quick->before = before;
+    quick->upper = (multiplier + 0x8000) >> 16;
+    quick->after = after;
+    quick->offset = ((int32_t)1 << (after - 1)) - slop - 3 * first;
+    quick->window = 2 * slop + 4 * first + ((int32_t)1 << 15);
+    return 1;
+}
+
 // Sums and codes of a channel's band, 3x3.
 static void band_of_two(const ul_record *r, const band *b, const int8_t *w, int32_t bias, ul_codes *codes, int32_t *room) {
     const halves h = halves_of(r, b);
@@ -147,7 +176,7 @@ static void band_of_two(const ul_record *r, const band *b, const int8_t *w, int3
     codes->count = h.half * r->out_w;
     codes->y_other = (int32_t)((b->rows - h.half) * r->out_w * r->out_c);
     ul_quick quick;
-    if (ul_quick_for(codes, (most << 7) + ul_abs(bias), &quick)) {
+    if (quick_for(codes, (most << 7) + ul_abs(bias), &quick)) {
         ul_codes2_quick_v6m(codes, &quick);
     } else {
         ul_to_codes(r, codes, 2, 1);
@@ -200,7 +229,7 @@ void ul_depthwise(const ul_buffer *table, const ul_record *r) {
 #endif
             {
                 codes.count = b.rows * r->out_w;
-                plane(r, &b, (int16_t *)(void *)scratch);
+                fill_plane(r, &b, (int16_t *)(void *)scratch);
                 sums_of(r, &b, (const int16_t *)(const void *)scratch, w, bias[n], codes.sums);
                 ul_to_codes(r, &codes, 1, fast);
             }

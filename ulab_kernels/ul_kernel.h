@@ -48,12 +48,11 @@ void ul_codes1_away_v6m(const ul_codes *codes);
 void ul_codes2_single_v6m(const ul_codes *codes);
 void ul_codes2_double_v6m(const ul_codes *codes);
 // A shorter way from sums of one channel to codes: a = sum >> before, q = a * upper, floor((q + offset) / 2^after) is the
-// rounded sum unless adding `window` to q changes it; then the long way decides. See ul_quick in ul_sums.c.
+// rounded sum unless adding `window` to q changes it; then the long way decides. See quick_for in ul_depthwise.c.
 typedef struct {
     int32_t before, upper, offset, window, after;
 } ul_quick;
 
-int ul_quick_for(const ul_codes *codes, uint32_t most, ul_quick *quick);
 void ul_codes2_quick_v6m(const ul_codes *codes, const ul_quick *quick);
 void ul_two_rows_v6m(int32_t *to, const int8_t *upper, const int8_t *lower, const uint32_t sizes[5]);
 void ul_plane3x3_v6m(const int32_t *plane, const int32_t *weights, int32_t *sums, const uint32_t sizes[6]);

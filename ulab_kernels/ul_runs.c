@@ -62,7 +62,7 @@ uint32_t ul_largest_scaled(const ul_gradient *g, const uint16_t *scale, uint32_t
     return largest;
 }
 
-static inline void put_run(ul_writer *w, const ul_span *s, const int32_t *from, int32_t shift, int narrow) {
+static inline void put_rows(ul_writer *w, const ul_span *s, const int32_t *from, int32_t shift, int narrow) {
     const int32_t top = narrow ? UL_NARROW_MAX : UL_MANTISSA_MAX;
     const uint32_t step = s->step, from_step = s->other_step;
     int16_t *const to = w->to->mantissa;
@@ -92,9 +92,9 @@ static inline void put_run(ul_writer *w, const ul_span *s, const int32_t *from, 
 
 void ul_put_run(ul_writer *w, const ul_span *s, const int32_t *from, int32_t shift) {
     if (w->narrow) {
-        put_run(w, s, from, shift, 1);
+        put_rows(w, s, from, shift, 1);
     } else {
-        put_run(w, s, from, shift, 0);
+        put_rows(w, s, from, shift, 0);
     }
 }
 

@@ -138,34 +138,3 @@ int ul_is_fast(const ul_record *r, const int32_t *bias, const int32_t *multiplie
     // A bias beyond +-2^28 has left a bit above the 29th.
     return taps < (uint32_t)1 << 14 && !(r->flags & UL_FLAG_FULL_RANGE) && !(large >> 29) && !(negative >> 31) && !far;
 }
-
-#if defined(UL_ASM_V6M)
-// Finds the shorter way for sums up to `most` in size (DOUBLE rounding); 0 where there is none.
-//
-// With e the right shift and m the multiplier, the exact value is u = sum * m / 2^(31 + e). Here q = a * upper with
-// a = sum >> before and upper = m / 2^16 rounded, so that u is about q / 2^after, after = 15 + e - before. In units of q
-// - dropping bits of the sum costs from 0 to 2^15,
-// - rounding m costs up to |a| / 2; where |u| <= 257, and beyond it every code has saturated, |a| <= 257 * 2^(e + 1 - before);
-// - gemmlowp's first rounding and its way with ties shift u by -3/2 to 1/2 of 2^(15 - before).
-int ul_quick_for(const ul_codes *codes, uint32_t most, ul_quick *quick) {
-    const int32_t e = -codes->shift[0], multiplier = codes->multiplier[0];
-    if (multiplier < (int32_t)1 << 30 || multiplier >= 0x7FFF8000) {
-        return 0; // the bounds below are for 31 bits, of which the upper half must not round up to 2^15
-    }
-    int32_t before = 0;
-    while ((most >> before) >= 0xF000) {
-        before++;
-    }
-    const int32_t after = 15 + e - before;
-    if (after < 18 || after > 26 || before > 8) {
-        return 0;
-    }
-    const int32_t slop = (257 << (e - before > 0 ? e - before : 0)) + 4, first = (int32_t)1 << (14 - before);
-    quick->before = before;
-    quick->upper = (multiplier + 0x8000) >> 16;
-    quick->after = after;
-    quick->offset = ((int32_t)1 << (after - 1)) - slop - 3 * first;
-    quick->window = 2 * slop + 4 * first + ((int32_t)1 << 15);
-    return 1;
-}
-#endif

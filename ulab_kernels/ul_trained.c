@@ -2,7 +2,7 @@
 #include "ul_four.h"
 
 // The inputs [from, to) of one position's kernel, less the zero point; one of four columns.
-static void gather(int32_t *to_quads, const int8_t *x, const ul_record *r, int32_t i, int32_t j, uint32_t from, uint32_t to) {
+static void gather_trained(int32_t *to_quads, const int8_t *x, const ul_record *r, int32_t i, int32_t j, uint32_t from, uint32_t to) {
     const uint32_t channels = r->in_c;
     const int32_t zero = r->zero_in;
     uint32_t k = 0;
@@ -50,7 +50,7 @@ void ul_conv_trained(const ul_buffer *table, const ul_record *r) {
         for (uint32_t from = 0; from < count; from += chunk) {
             const uint32_t to = from + chunk < count ? from + chunk : count;
             for (uint32_t q = 0; q < 4; q++) {
-                gather(quads + q, x, r, is[q], js[q], from, to);
+                gather_trained(quads + q, x, r, is[q], js[q], from, to);
             }
             const ul_walk walk = ul_walk_of(r->w_dtype, ul_lost(r), (int32_t)size, quads, to - from);
             const uint8_t *row = weights + size * from;

@@ -3,7 +3,7 @@
 #include "ul_update.h"
 
 // Four channels' mantissas side by side for the rows [from, to) of the output; says which of them are not all 0.
-static uint32_t gather(int32_t *quads, const ul_gradient *out, const ul_record *r, uint32_t channel, uint32_t some,
+static uint32_t gather_inputs(int32_t *quads, const ul_gradient *out, const ul_record *r, uint32_t channel, uint32_t some,
     uint32_t from, uint32_t to) {
     const uint32_t channels = r->extra & 0xFFFF, count = (to - from) * r->out_w;
     uint32_t used = 0;
@@ -100,7 +100,7 @@ void ul_update_conv(const ul_buffer *table, const ul_record *r) {
         uint32_t used = 0;
         for (uint32_t from = 0; from < r->out_h; from += band) {
             const uint32_t to = from + band < r->out_h ? from + band : r->out_h;
-            used |= gather(quads, out, r, first + n, some, from, to);
+            used |= gather_inputs(quads, out, r, first + n, some, from, to);
             uint32_t k = 0;
             for (int32_t ki = 0; ki < r->kernel_h; ki++) {
                 for (int32_t kj = 0; kj < r->kernel_w; kj++) {

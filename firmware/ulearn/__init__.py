@@ -18,7 +18,9 @@ _PLACES = {
 def __getattr__(name):
     # A board that only infers never pays for the trainer: each part is imported when it is first asked for.
     if name == "executor":
-        from ._executor import name as value
+        from ._executor import find
+
+        value = find()
     elif name in _PLACES:
         module = __import__("ulearn." + _PLACES[name], None, None, (name,))
         value = getattr(module, name)

@@ -304,7 +304,9 @@ class Agent:
         n = self._describe(out, 20)
         version = "%s %s" % (system.name, ".".join(str(v) for v in system.version[:3]))
         try:
-            from ._executor import name
+            from ._executor import find
+
+            name = find()
         except (ImportError, ValueError):  # ulearn is on its way to this board, in files
             name = ""
         for text in (version, getattr(system, "_machine", sys.platform), name):

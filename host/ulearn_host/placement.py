@@ -6,46 +6,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ulearn_host import costs
+from ulearn_host.emulate import EmulatorError, find_native
 
 if TYPE_CHECKING:
     from ulearn_host.report import Report
 
 
-@dataclass(frozen=True)
-class Code:
-    """Heap of the package with the native modules, once a plan is loaded and the loader's own code is forgotten.
-
-    inference, head, training: with frozen weights in RAM or in place, and streamed from a file. The last two have the
-    trainer, the module of a sample store and a second native module: ulab_head, where nothing but dense layers trains,
-    or ulab_training.
-    """
-
-    inference: tuple[int, int]
-    head: tuple[int, int]
-    training: tuple[int, int]
-
-
-# Heap in use after a load (and a fit) on the emulated Cortex-M0 and -M3, without the plan, the samples and BASE_BYTES:
-# tests/test_search.py, test_code_on_the_heap, measures it again on the M0. The M3's heap is too small to train in RAM:
-# that figure is the streamed one less what streaming adds on the M0.
-CODE = {
-    "armv6m": Code((23_200, 25_500), (36_400, 37_500), (46_200, 47_300)),
-    "armv7m": Code((19_000, 21_000), (31_700, 32_800), (40_700, 41_800)),
-}
+# Heap of the package once a plan is loaded and the loader's own code is forgotten, without the native module: to infer,
+# and to train with the trainer and the module of a sample store; with frozen weights in RAM or in place, and streamed
+# from a file. Of the emulated Cortex-M0, after a load and a fit, without the plan, the samples and BASE_BYTES:
+# tests/test_search.py, test_code_on_the_heap, measures it again.
+INFERENCE = (9_000, 11_500)
+TRAINING = (16_000, 17_500)
 # MicroPython's own, after a soft reset: what boards/*.json call heap_bytes is without it.
 BASE_BYTES = 3_800
-DEFAULT = "armv6m"  # of the two the larger
+MODULE_BYTES = 120
+DEFAULT = "armv6m"
 
 
-def measured(architecture: str) -> str:
-    """The architecture whose code is measured, and that another one is taken for."""
-    return "armv7m" if architecture.startswith("armv7") else DEFAULT
+def module_bytes(module: str, architecture: str = DEFAULT) -> int:
+    """Heap of a native module: its file's size, and what is around it. Of DEFAULT's, where there is none."""
+    try:
+        return find_native(architecture, module=module).stat().st_size + MODULE_BYTES
+    except EmulatorError:
+        return find_native(DEFAULT, module=module).stat().st_size + MODULE_BYTES
 
 
-def code_bytes(needs: bool | None, streamed: bool, architecture: str = DEFAULT) -> int:
-    """Heap that the code takes on a board. needs: None for inference, else whether more than dense layers trains."""
-    code = CODE[measured(architecture)]
-    return (code.inference if needs is None else code.training if needs else code.head)[streamed]
+def code_bytes(module: str, trains: bool, streamed: bool, architecture: str = DEFAULT) -> int:
+    """Heap that package and native module take on a board, to infer or to infer and train."""
+    return (TRAINING if trains else INFERENCE)[streamed] + module_bytes(module, architecture)
 
 
 @dataclass(frozen=True)
@@ -83,10 +72,10 @@ def predictions(read: Report) -> list[Prediction]:
 
 def _fit(read: Report, heap: int, block: int, architecture: str) -> tuple[str, int]:
     """How it fits, and the bytes it takes then with its code."""
-    held = read.ram_bytes + code_bytes(read.needs, False, architecture)
+    held = read.ram_bytes + code_bytes(read.modules[0], read.trains, False, architecture)
     if held <= heap and max(read.buffers["frozen"], read.buffers["arena"]) <= block:
         return "in RAM", held
-    streamed = read.frozen.ram_streamed + code_bytes(read.needs, True, architecture)
+    streamed = read.frozen.ram_streamed + code_bytes(read.modules[0], read.trains, True, architecture)
     if streamed <= heap and max(read.frozen.window_bytes, read.buffers["arena"]) <= block:
         return "streamed", streamed
     return "too large", held

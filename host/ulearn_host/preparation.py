@@ -16,6 +16,7 @@ from ulearn_host import contribution, display, placement, report, search
 from ulearn_host.budget import PLACES, Place, buffer_bytes
 from ulearn_host.compiler import GradientType, Options, Plan
 from ulearn_host.contribution import Contributions
+from ulearn_host.emulate import NATIVE_MODULES
 from ulearn_host.errors import UserError
 from ulearn_host.network import Network
 from ulearn_host.parameters import WeightType
@@ -162,7 +163,7 @@ def searched(
     """The best that trains within a budget, measured: what each part gains, what fits, what that gains as a whole."""
     arithmetic = tuple((g, w) for g, w in ARITHMETIC if budget.gradients in (None, g) and budget.weights in (None, w))
     places = (budget.place,) if budget.place else PLACES[:2]
-    code = {p: placement.BASE_BYTES + placement.code_bytes(True, p == "stream") for p in places}
+    code = {p: placement.BASE_BYTES + placement.code_bytes(NATIVE_MODULES[-1], True, p == "stream") for p in places}
     terms: dict[str, Any] = {
         "data_buffer_bytes": buffer_bytes(network, budget.buffer),
         "code_bytes": code,

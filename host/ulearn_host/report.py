@@ -113,7 +113,7 @@ class Report:
     loss: str
     input: dict[str, Any]
     output: dict[str, Any]
-    needs: bool | None  # which kernels, as ulearn.loader.needs tells them
+    modules: list[str]  # native modules that know all its records, the smallest first
 
     @property
     def programs(self) -> list[str]:
@@ -235,7 +235,7 @@ def read(path: Path) -> Report:
         "cuts": len(cuts),
     }
     return Report(
-        needs=loader.needs([p for p in plan.programs if p[n.P_KIND] == n.KIND_TRAIN]),
+        modules=loader.modules(plan.programs),
         path=str(path),
         model_id=plan.model_id.hex(),
         flash_bytes=len(data),

@@ -83,38 +83,3 @@ void ul_mul(const ul_buffer *table, const ul_record *r) {
         j = j + 1 == r->extra ? 0 : j + 1;
     }
 }
-
-void ul_pad(const ul_buffer *table, const ul_record *r) {
-    const int8_t *x = ul_operand(table, r, 0);
-    int8_t *y = ul_operand(table, r, 1);
-    for (int32_t i = -(int32_t)r->pad_top; i < r->out_h - r->pad_top; i++) {
-        for (int32_t j = -(int32_t)r->pad_left; j < r->out_w - r->pad_left; j++) {
-            const int32_t channel = -(int32_t)r->extra;
-            const int inside = i >= 0 && i < r->in_h && j >= 0 && j < r->in_w;
-            for (int32_t c = channel; c < r->out_c + channel; c++) {
-                *y++ = inside && c >= 0 && c < r->in_c ? *x++ : r->zero_in;
-            }
-        }
-    }
-}
-
-void ul_copy(const ul_buffer *table, const ul_record *r) {
-    const int8_t *x = ul_operand(table, r, 0);
-    int8_t *y = (int8_t *)ul_operand(table, r, 1) + r->extra;
-    const uint32_t length = (uint32_t)r->in_w * r->in_c, step = (uint32_t)r->out_w * r->out_c;
-    for (uint32_t i = 0; i < r->in_h; i++, y += step) {
-        for (uint32_t k = 0; k < length; k++) {
-            y[k] = *x++;
-        }
-    }
-}
-
-void ul_table(const ul_buffer *table, const ul_record *r) {
-    const int8_t *const x = ul_operand(table, r, 0);
-    int8_t *const y = ul_operand(table, r, 1);
-    const int8_t *const values = ul_operand(table, r, 2);
-    const uint32_t count = elements(r);
-    for (uint32_t i = 0; i < count; i++) {
-        y[i] = values[x[i] + 128];
-    }
-}

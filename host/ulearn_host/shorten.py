@@ -1,0 +1,217 @@
+"""Names that cost a board nothing: the device package's own names become words that MicroPython has anyway.
+
+MicroPython keeps every identifier that it meets for ever: its characters, and 6 bytes of a table that grows by doubling.
+An identifier that the firmware was built with costs neither. So, where the package is compiled for a board, what nobody
+outside of it can name (parameters of private functions, names with an underscore, the modules that load a plan and are
+forgotten again) is renamed, and ``const``, which the compiler has folded by then, is not imported. On an armv6m that is
+4 KB of heap (`make bench`).
+
+A renaming maps different names to different words that occur nowhere else in the package, so no meaning can change.
+``python -m ulearn_host.shorten`` prints the table, to read a traceback by.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import ulearn
+
+_PACKAGE = Path(ulearn.__file__).parent
+# Of these modules nothing but what other modules mention is for others.
+_INTERNAL = ("_executor", "loader", "loading", "plan", "verify")
+# The modules that most boards load; they have the first choice of words.
+_FIRST = ("model", "trainer", "samples", "fitting", *_INTERNAL)
+
+# Of builtins, math, str, the collections and errno: in every firmware, as are the keywords (tests/test_shorten.py).
+_WORDS = """
+acos acosh asin asinh atan atan2 atanh ceil copysign cos cosh degrees erf erfc expm1 fabs fmod gamma isfinite isinf
+isnan ldexp lgamma log10 log2 modf radians sinh tan tanh trunc sqrt
+appendleft center difference difference_update discard endswith fromkeys intersection intersection_update isalpha
+isdigit isdisjoint islower isspace issubset issuperset isupper lstrip partition popitem popleft rfind rindex rpartition
+rsplit splitlines symmetric_difference symmetric_difference_update union insert reverse
+bin callable classmethod compile complex delattr dir divmod eval exec execfile filter frozenset help hex
+input issubclass iter locals map oct ord pow staticmethod deleter getter setter
+ArithmeticError AssertionError Ellipsis GeneratorExit IndentationError KeyboardInterrupt LookupError NameError
+NotImplemented NotImplementedError OverflowError RuntimeError StopAsyncIteration StopIteration SyntaxError SystemExit
+UnicodeError ViperTypeError ZeroDivisionError
+EACCES EADDRINUSE EAGAIN EALREADY EBADF ECONNABORTED ECONNREFUSED ECONNRESET EEXIST EHOSTUNREACH EINPROGRESS EINVAL EIO
+EISDIR ENOBUFS ENODEV ENOENT ENOMEM ENOTCONN EOPNOTSUPP EPERM ETIMEDOUT errorcode
+ARRAY BFINT16 BFINT32 BFINT8 BFUINT16 BFUINT32 BFUINT8 BF_LEN BF_POS BIG_ENDIAN FLOAT32 FLOAT64 INT INT16 INT64
+LITTLE_ENDIAN LONG LONGLONG NATIVE PTR SHORT UINT UINT16 UINT32 UINT64 UINT8 ULONG ULONGLONG USHORT VOID
+bytearray_at bytes_at sizeof OrderedDict namedtuple deque heapify heappop heappush heapq cmath polar phase rect
+FileIO StringIO TextIOWrapper IOBase NoneType bound_method closure dict_view function generator iterator module slice
+bytecode opt_level heap_lock heap_unlock mem_info qstr_info stack_use schedule viper native ptr16 ptr32 ptr8 uint
+ilistdir chdir getcwd mkfs umount statvfs readblocks writeblocks ioctl readlines keepends separators indices
+ps1 ps2 byteorder maxsize print_exception version_info argv soft_reset threshold isenabled disable enable
+unhexlify hexlify b2a_base64 crc32 randint random randrange uniform choice getrandbits ticks_cpu time_ns
+""".split()
+_PARAMETERS = 12  # words for them: as many as a function has at most
+
+
+def sources() -> dict[str, Path]:
+    """The package's files by module."""
+    return {path.stem: path for path in sorted(_PACKAGE.glob("*.py"))}
+
+
+def _foreign() -> set[str]:
+    """What others' objects may be asked for."""
+    import array
+    import gc
+    import hashlib
+    import json
+    import os
+    import select
+    import socket
+    import ssl
+    import struct
+    import sys
+    import time
+
+    things = [str, bytes, bytearray, memoryview, list, dict, set, tuple, int, float, io.BytesIO, io.FileIO, array.array]
+    things += [builtins, gc, hashlib, json, os, select, socket, ssl, struct, sys, time, hashlib.sha256(), socket.socket]
+    return {name for thing in things for name in dir(thing)}
+
+
+def _tokens(text: str) -> set[str]:
+    found = tokenize.generate_tokens(io.StringIO(text).readline)
+    return {token.string for token in found if token.type == tokenize.NAME}
+
+
+def _is_const(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "const"
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    """Functions, classes, attributes, what is imported under another name, and names of the module itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
+            yield node.attr
+        elif isinstance(node, ast.alias) and node.asname:
+            yield node.asname
+    for body in [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]:
+        for statement in body:
+            if isinstance(statement, ast.Assign) and not _is_const(statement.value):
+                yield from (target.id for target in statement.targets if isinstance(target, ast.Name))
+
+
+@cache
+def names() -> tuple[dict[str, str], tuple[str, ...]]:
+    """What becomes of each name that is the package's own, and the words that private parameters get."""
+    trees = {module: ast.parse(path.read_text()) for module, path in sources().items()}
+    tokens = {module: _tokens(path.read_text()) for module, path in sources().items()}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    # What is asked for by a string, given by keyword or named by a file stays.
+    kept = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    kept |= {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg} | set(trees) | _foreign()
+    words = [word for word in _WORDS if not any(word in found for found in tokens.values())]
+    parameters, words = words[:_PARAMETERS], words[_PARAMETERS:]
+    chosen: dict[str, str] = {}
+    for module in (*(m for m in _FIRST if m in trees), *(m for m in trees if m not in _FIRST)):
+        others = set().union(*(found for other, found in tokens.items() if other not in _INTERNAL))
+        for name in sorted(set(_defined(trees[module])) - kept):
+            private = name.startswith("_") and not name.startswith("__")
+            inner = module in _INTERNAL and name not in others
+            if (private or inner) and name not in chosen and len(chosen) < len(words):
+                chosen[name] = words[len(chosen)]
+    return chosen, tuple(parameters)
+
+
+class _Renaming(ast.NodeTransformer):
+    """One module's tree with other names. scopes: what the parameters of the functions around a node have become."""
+
+    def __init__(self, internal: bool, keywords: set[str]) -> None:
+        self.names, self.parameters = names()
+        self.internal, self.keywords = internal, keywords
+        self.scopes: list[dict[str, str]] = []
+
+    def named(self, name: str) -> str:
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return scope[name]
+        return self.names.get(name, name)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self.named(node.id)
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        node.attr = self.names.get(node.attr, node.attr)
+        return node
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        node.name = self.named(node.name) if node.name else None
+        return self.generic_visit(node)
+
+    def visit_Global(self, node: ast.Global) -> ast.AST:
+        node.names = [self.names.get(name, name) for name in node.names]
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        if node.module == "compat":  # the compiler folds const, and needs no import of it
+            node.names = [alias for alias in node.names if alias.name != "const"]
+        for alias in node.names:
+            alias.name = self.names.get(alias.name, alias.name)
+            alias.asname = alias.asname and self.named(alias.asname)
+        return node if node.names else None
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        node.name = self.names.get(node.name, node.name)
+        return self.generic_visit(node)
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        self.scopes.append({argument.arg: argument.arg for argument in node.args.args})
+        node.body = self.visit(node.body)
+        self.scopes.pop()
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        private = self.internal or (node.name.startswith("_") and not node.name.startswith("__"))
+        node.args.defaults = [self.visit(default) for default in node.args.defaults]
+        node.decorator_list = [self.visit(decorator) for decorator in node.decorator_list]
+        taken = {word for scope in self.scopes for word in scope.values()}
+        free = iter([word for word in self.parameters if word not in taken])
+        scope = {}
+        for argument in node.args.args:
+            name = argument.arg
+            scope[name] = next(free, name) if private and name not in self.keywords and name != "self" else name
+            argument.arg = scope[name]
+        node.name = self.names.get(node.name, node.name)
+        self.scopes.append(scope)
+        node.body = [self.visit(statement) for statement in node.body]
+        self.scopes.pop()
+        return node
+
+
+@cache
+def _keywords() -> set[str]:
+    trees = [ast.parse(path.read_text()) for path in sources().values()]
+    return {node.arg for tree in trees for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg}
+
+
+def shortened(path: Path) -> str:
+    """The text of a file of the package as it is compiled for a board."""
+    tree = ast.parse(path.read_text())
+    return ast.unparse(_Renaming(path.stem in _INTERNAL, _keywords()).visit(tree)) + "\n"
+
+
+def main() -> None:
+    """Command line: the table."""
+    for name, word in sorted(names()[0].items(), key=lambda pair: pair[1]):
+        print(f"{word:30}{name}")
+
+
+if __name__ == "__main__":
+    main()
