@@ -36,7 +36,7 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 import ulearn
-from ulearn.trainer import shuffle
+from ulearn.fitting import shuffle
 from ulearn_host.compiler import Options
 from ulearn_host.importers import from_sklearn
 from ulearn_host.prepare import prepare

@@ -14,7 +14,7 @@ import training
 import ulearn
 from test_trainer import plan
 from ulearn import task as wire
-from ulearn.trainer import rate
+from ulearn.rates import rate
 from ulearn_host import aggregate
 
 

@@ -14,11 +14,13 @@ import pytest
 
 import training
 import ulearn
+import ulearn.evaluation
 import ulearn.statistics
 from conftest import HERE, Device
 from test_bits import FIRMWARE, micropython
 from ulearn import update as wire
-from ulearn.trainer import rate, shuffle
+from ulearn.fitting import shuffle
+from ulearn.rates import rate
 from ulearn_host import emulate, numbers
 from ulearn_host.compiler import Options
 from ulearn_host.prepare import prepare
@@ -377,7 +379,7 @@ def test_early_end(
         model, other = ulearn.load(path), ulearn.load(path)
         samples = training.store(model)
         left = iter(scores)
-        monkeypatch.setattr(ulearn.statistics, "evaluate", lambda *_, left=left: next(left))
+        monkeypatch.setattr(ulearn.evaluation, "evaluate", lambda *_, left=left: next(left))
         steps: list[int] = []
         trainer = begun(model)
         trainer.fit(
@@ -400,14 +402,14 @@ def test_an_early_end_is_resumed(loss: str, tmp_path: Path, monkeypatch: Any) ->
     keep = path + ".best"
     model = ulearn.load(path)
     samples, held_out = training.store(model), training.store(model, 30, 1)
-    real_evaluate = ulearn.statistics.evaluate
+    real_evaluate = ulearn.evaluation.evaluate
     ends_after = set()
     for twist in range(4):
         # Scores that go up and down with the weights: of the network's own making, and reproducible.
         def evaluate(model: Any, samples: Any, twist: int = twist) -> float:
             return real_evaluate(model, samples) + sum(model.train_blob) * (twist + 1) % 7
 
-        monkeypatch.setattr(ulearn.statistics, "evaluate", evaluate)
+        monkeypatch.setattr(ulearn.evaluation, "evaluate", evaluate)
         fit: dict[str, Any] = {"held_out": held_out, "patience": 2, "keep": keep}
         model.reset()
         steps: list[int] = []

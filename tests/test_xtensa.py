@@ -19,6 +19,7 @@ import steps
 import ulearn
 import xtensa_image
 from test_native import COMMITTED, operator_plans
+from ulearn import loader
 from ulearn_host import emulate
 
 pytestmark = pytest.mark.xtensa
@@ -52,25 +53,28 @@ def trained(case: cases.Case, folder: Path) -> list[xtensa_image.Call]:
     return calls
 
 
-def agree(calls: list[xtensa_image.Call], training: str, folder: Path) -> None:
-    """Every call leaves the same bits in every buffer. training: the module beside the one that infers."""
+def agree(calls: list[xtensa_image.Call], folder: Path) -> set[str]:
+    """Every call leaves the same bits in every buffer, in each module that knows its program's records; those modules."""
     if not (emulate.cache_dir() / "clang-xtensa").exists():
         pytest.skip("no clang for Xtensa: run `make native-all`")
-    modules = [(COMMITTED / "xtensawin" / f"{name}.mpy").read_bytes() for name in ("ulab_kernels", training)]
-    results = xtensa_image.run(modules, calls, folder)
-    for call, (code, after) in zip(calls, results, strict=True):
-        assert (code, after) == (call.code, call.after)
+    names = set()
+    for name in emulate.NATIVE_MODULES:
+        known = [call for call in calls if name in loader.modules([call.program])]
+        if not known:
+            continue
+        names.add(name)
+        results = xtensa_image.run((COMMITTED / "xtensawin" / f"{name}.mpy").read_bytes(), known, folder)
+        for call, (code, after) in zip(known, results, strict=True):
+            assert (code, after) == (call.code, call.after), name
+    return names
 
 
-@pytest.mark.parametrize(
-    ("kind", "training"),
-    [(branches, "ulab_training"), *((cases, name) for name in emulate.NATIVE_MODULES if name != "ulab_kernels")],
-)
-def test_trains(kind: Any, training: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [branches, cases])
+def test_trains(kind: Any, tmp_path: Path) -> None:
     """Random plans, a step and a prediction in turns."""
     calls = [call for seed in range(PLANS) for call in trained(kind.random_case(seed), tmp_path)]
     assert len(calls) > 20 * PLANS
-    agree(calls, training, tmp_path)
+    assert agree(calls, tmp_path) == set(emulate.NATIVE_MODULES)
 
 
 def test_infers(tmp_path: Path) -> None:
@@ -80,4 +84,4 @@ def test_infers(tmp_path: Path) -> None:
         model = ulearn.load(bytearray(plan), run)
         assert bytes(model.output(x)) == reference.Machine(reference.parse(plan)).predict(x)
     assert len(calls) > 100
-    agree(calls, "ulab_training", tmp_path)
+    assert agree(calls, tmp_path) == set(emulate.NATIVE_MODULES)

@@ -139,14 +139,11 @@ _BUFFER = struct.Struct("<III")  # an object: type, data, bytes
 _CALL_BYTES = 8 * _BUFFER.size + 12
 
 
-def lay_out(modules: Sequence[bytes], calls: Sequence[Call]) -> tuple[bytes, int, list[list[int]]]:
+def lay_out(module: bytes, calls: Sequence[Call]) -> tuple[bytes, int, list[list[int]]]:
     """The memory from MEMORY on, where in it the calls begin, and where in it their buffers are."""
     heap = Heap()
-    entries = []
-    for module in modules:
-        address = heap.put(b"")
-        heap.data.extend(Loaded(module, address).image)
-        entries.append(address)
+    entry = heap.put(b"")
+    heap.data.extend(Loaded(module, entry).image)
     begin = heap.put(bytes(_CALL_BYTES * len(calls)))
     kept: dict[bytes, int] = {}  # what is only read is there once
     places = []
@@ -166,8 +163,8 @@ def lay_out(modules: Sequence[bytes], calls: Sequence[Call]) -> tuple[bytes, int
         at = begin - HEAP + i * _CALL_BYTES
         heap.data[at : at + _CALL_BYTES] = record
     heap.put(b"")
-    # memory_t behind its table: init, run, the objects, the types, which module, how many calls, where, the end.
-    head = struct.pack("<13I", *entries, *[0] * 8, len(calls), begin, HEAP + len(heap.data))
+    # memory_t behind its table: init, run, the objects, the types, how many calls, where, the end.
+    head = struct.pack("<10I", entry, *[0] * 6, len(calls), begin, HEAP + len(heap.data))
     known = bytes(4 * TABLE_WORDS) + head
     return known + bytes(HEAP - MEMORY - len(known)) + heap.data, begin, places
 
@@ -185,9 +182,9 @@ def elf(parts: dict[int, bytes], entry: int) -> bytes:
     return head + segments + blocks
 
 
-def run(modules: Sequence[bytes], calls: Sequence[Call], folder: Path) -> list[tuple[int, tuple[bytes | None, ...]]]:
-    """Have the emulator run calls, of two modules that go on where the other stops; code and buffers of each."""
-    memory, begin, places = lay_out(modules, calls)
+def run(module: bytes, calls: Sequence[Call], folder: Path) -> list[tuple[int, tuple[bytes | None, ...]]]:
+    """Have the emulator run calls, of a module's `run`; code and buffers of each."""
+    memory, begin, places = lay_out(module, calls)
     program = folder / "program.elf"
     program.write_bytes(elf({**runtime(folder), MEMORY: memory}, RESET))
     done = subprocess.run(

@@ -25,18 +25,3 @@ def collect():
     # A collection makes a board's allocator begin at the bottom of the heap again; CPython has no use for one.
     if _ON_BOARD:
         gc.collect()
-
-
-def passing(name):
-    # Imports a module for what that leaves behind: its names, or itself.
-    if _ON_BOARD:
-        __import__(name)
-
-
-def forget(name):
-    # Drops a module of this package that has done its work, so that a board has its code's memory back.
-    if _ON_BOARD:
-        module = sys.modules.pop("ulearn." + name, None)
-        package = sys.modules["ulearn"]
-        if module is not None and getattr(package, name, None) is module:
-            delattr(package, name)

@@ -89,7 +89,7 @@ def _groups(model, samples):
 
 
 def _order(count, seed):
-    from .trainer import shuffle
+    from .fitting import shuffle
 
     order = array("H", range(count))
     shuffle(order, seed & 0xFFFF)

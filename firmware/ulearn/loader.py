@@ -70,7 +70,9 @@ def check(source):
     io, tensors, cuts, train, state = [plan.section(kind) for kind in kinds]
     frozen = plan.offsets.get(_SECTION_FROZEN, (0, 0))[1]
     windows = verify(plan, (io, tensors, cuts, frozen, train, state))
-    return plan.hash, windows, modules(plan.programs)
+    # A board that is there to infer may do so with a plan that trains, too.
+    forward = [p for p in plan.programs if p[_P_KIND] != _KIND_TRAIN]
+    return plan.hash, windows, modules(plan.programs), modules(forward)
 
 
 def modules(programs):
@@ -91,7 +93,7 @@ def _part(op):
 
 def fill(model, source, run, place, checked):
     # The same plan once more, into a model.
-    hash, windows, _ = checked
+    hash, windows = checked[:2]
     model.run = run
     source = read(source, leave=(_SECTION_FROZEN,))
     if source.hash != hash:

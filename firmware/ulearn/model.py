@@ -1,24 +1,13 @@
 import struct
-from array import array
 
-from .compat import collect, const, forget, passing
+from .compat import const
 
 _BUF_INPUT = const(0)
 _BUF_FROZEN = const(6)
 _CUT_BYTES = const(48)
 _E_BUFFER = const(-1)
 
-_PASSING = ("verify", "plan", "loader", "_executor")  # modules of which a loaded model needs nothing
 _SEQUENCES = (list, tuple)  # made once: a tuple in a call would be allocated at every step
-
-_FAULTS = {
-    -1: "a buffer is missing or has the wrong size",
-    -2: "a buffer does not start at a multiple of 4",
-    -3: "the executor does not know one of the plan's operations; update ulab_kernels",
-    -4: "records outside the program were asked for",
-    -5: "the label is not below the number of classes",
-    -6: "a table of the plan makes this step impossible",
-}
 
 
 def load(source, run=None, frozen="auto"):
@@ -27,53 +16,11 @@ def load(source, run=None, frozen="auto"):
     # "auto": in place where `source` is a buffer or a file of a ROMFS, else in RAM where samples have room beside, else
     # streamed.
     # A name that is no file here may be one of the ROMFS; what is saved with it lies here all the same.
-    if frozen not in ("auto", "ram", "stream"):
-        raise ValueError("frozen '%s', expected auto, ram or stream" % frozen)
-    # What a module's import leaves behind are its names. Interned once for all, with nothing else in the heap, they lie
-    # side by side; interned between the loader's buffers they would leave it in pieces.
-    for name in _PASSING:
-        passing("ulearn." + name)
-        forget(name)
-    collect()
+    from .loading import load_into
+
     model = Model()
-    try:
-        from .loader import check
-
-        checked = check(source)
-        del check
-        _forget_loader()
-        collect()
-        # Made while the verifier's code was there, the windows lie high: they would split what is free now.
-        checked = checked[0], [array("I", windows) for windows in checked[1]], checked[2]
-        collect()
-        if not run:
-            from ._executor import choose
-
-            run = choose(checked[2])  # code in one piece, which stays
-        from .loader import fill
-
-        fill(model, source, run, frozen, checked)
-        del fill
-    finally:
-        _forget_loader()
-    if isinstance(source, str):
-        model.path = source
-        from .safefile import candidates, exists
-
-        if any(exists(place) for place in candidates(source + ".base")):
-            from .checkpoint import adopt_base
-
-            adopt_base(model)
-        if any(exists(place) for place in candidates(source + ".own0")):
-            from .personal import put_on
-
-            put_on(model)
+    load_into(model, source, run, frozen)
     return model
-
-
-def _forget_loader():
-    for name in _PASSING:
-        forget(name)
 
 
 class Model:
@@ -131,7 +78,9 @@ class Model:
             label, _, record, operand, size = struct.unpack_from("<16sHHII", self.cuts, at)
             if label.rstrip(b"\0") == name.encode():
                 return record, operand, size
-        raise ValueError("%s: no cut is named '%s'" % (self.name, name))
+        from .faults import refuse
+
+        refuse("cut", self.name, name)
 
     def execute(self, program, count, x):
         # int8 codes (any dense buffer of input_bytes single bytes) run in place; anything else is quantised first.
@@ -149,7 +98,9 @@ class Model:
             self.fail(code)
 
     def fail(self, code):
-        raise ValueError("%s: %s" % (self.name, _FAULTS[code]))
+        from .faults import EXECUTOR, refuse
+
+        refuse("executor", self.name, EXECUTOR[code])
 
     def quantise(self, x):
         # Real numbers to int8 codes of the input, into one buffer that is reused.
@@ -211,7 +162,9 @@ def _flat(x):
 
 def _quantise(x, out, scale, zero, what):
     if len(x) != len(out):
-        raise ValueError("%s has %d numbers, expected %d" % (what, len(x), len(out)))
+        from .faults import refuse
+
+        refuse("numbers", what, len(x), len(out))
     for i in range(len(out)):
         v = x[i] / scale
         q = int(v + 0.5 if v >= 0 else v - 0.5) + zero

@@ -5,7 +5,9 @@ class Samples:
     # A fixed amount of room for labelled samples; when it is full, the oldest make room.
     def __init__(self, model, capacity):
         if not 0 < capacity <= 65535:
-            raise ValueError("room for %d samples, expected 1 to 65535" % capacity)
+            from .faults import refuse
+
+            refuse("capacity", capacity)
         self.model = model
         self.capacity = capacity
         self.inputs = bytearray(capacity * model.input_bytes)
@@ -28,7 +30,9 @@ class Samples:
             codes = model.quantise(x)
         if model.labelled:
             if not 0 <= target < model.classes:
-                raise ValueError("label %d, expected 0 to %d" % (target, model.classes - 1))
+                from .faults import refuse
+
+                refuse("label", target, model.classes - 1)
             target = struct.pack("<H", target)
         elif not isinstance(target, (bytes, bytearray, memoryview)) or len(target) != t:
             target = model.quantise_target(target)

@@ -1,6 +1,4 @@
-import math
 import struct
-from array import array
 
 from .compat import const
 
@@ -8,15 +6,10 @@ _BUF_INPUT = const(0)
 _BUF_TARGET = const(2)
 _P_RECORDS = const(52)
 _S_RNG = const(0)
-_S_STEP = const(4)
 _S_LR_MANT = const(8)
-_S_SATURATED = const(12)  # where the rate ends
-_LEAST_EXPONENT = const(-64)  # of a rate that moves nothing any more
 _S_LOSS = const(24)
 _S_N_GATES = const(34)
 _S_SKIP_BELOW = const(28)
-_S_FIT_START = const(40)
-_S_FIT_EPOCHS = const(44)
 
 _CODES = (bytes, bytearray, memoryview)  # made once: a tuple in a call would be allocated at every step
 
@@ -34,7 +27,9 @@ class Trainer:
         # weights. The rate is each sample's.
         programs = model.trainings
         if not programs:
-            raise ValueError("%s: the plan has no training program; prepare it with a scheme" % model.name)
+            from .faults import refuse
+
+            refuse("program", model.name)
         if model.streamed:
             model.streamed.open()  # no step allocates, the first one included
         self.model = model
@@ -44,6 +39,8 @@ class Trainer:
         if skip is not None:
             struct.pack_into("<H", model.state, _S_SKIP_BELOW, min(int(skip * 65536), 65535))
         if learning_rate is not None:
+            from .rates import rate
+
             self.set_rate(*rate(learning_rate))
         model.executor = model.streamed or model
         if batch != 1:
@@ -71,7 +68,9 @@ class Trainer:
         table = model.table
         if model.labelled:
             if not 0 <= target < model.classes:
-                raise ValueError("label %d, expected 0 to %d" % (target, model.classes - 1))
+                from .faults import refuse
+
+                refuse("label", target, model.classes - 1)
             model.label[0] = target
             table[_BUF_TARGET] = model.label
         else:
@@ -91,88 +90,15 @@ class Trainer:
         # `held_out`: samples to evaluate on after each epoch; the fit ends when that got no better for `patience`
         # epochs. The best weights are kept in the file `keep` and restored at the end; without one a resumed fit
         # counts its patience anew.
-        model = self.model
-        state = model.state
-        count = len(samples) if hasattr(samples, "inputs") else len(samples[0])
-        if not count:
-            raise ValueError("there is no sample to train on")
-        if not resume:
-            if not 0 < epochs <= 65535:
-                raise ValueError("%d epochs, expected 1 to 65535" % epochs)
-            step = struct.unpack_from("<I", state, _S_STEP)[0]
-            struct.pack_into("<IHH", state, _S_FIT_START, step, epochs, self.seed & 0xFFFF)
-        done, epochs, seed = progress_of(state)
-        if not epochs:
-            raise ValueError("%s: there is no fit to resume: none was begun, or it came to its end" % model.name)
-        if done > epochs * count:
-            raise ValueError("%d steps were taken, expected at most %d epochs of %d samples" % (done, epochs, count))
-        if self.watch is not None:
-            self.watch.weigh(samples)
-        held = None
-        if held_out is not None:
-            from .statistics import HeldOut
+        from .fitting import fit
 
-            held = HeldOut(self, held_out, patience, keep, count if resume else 0)
-        order = array("H", range(count))
-        for epoch in range(epochs):
-            shuffle(order, seed + epoch)
-            first = max(done - epoch * count, 0)
-            if first > count:
-                continue
-            begun = first  # 0: its rate has yet to be halved
-            if self.batch and first % count:
-                first -= first % self.batch.size  # a batch that was cut is begun anew
-                start = struct.unpack_from("<I", state, _S_FIT_START)[0]
-                struct.pack_into("<I", state, _S_STEP, start + epoch * count + first & 0xFFFFFFFF)
-            loss = 0
-            before = state[_S_LR_MANT:_S_SATURATED]
-            try:
-                # Before an epoch, not after the last one: so a checkpoint at the border is of the epoch that has ended.
-                if epoch and not begun:
-                    self._halve(epoch, halve_every)
-                for i in range(first, count):
-                    loss += self._sample(samples, order[i], (epoch + i) % len(self.programs))
-                    if self.batch and i + 1 == count:
-                        self.batch.end()
-                    if progress:
-                        progress(epoch * count + i + 1, epochs * count)
-            except BaseException:
-                if progress_of(state)[0] == epoch * count:
-                    state[_S_LR_MANT:_S_SATURATED] = before  # stopped within its first step, which will halve it again
-                raise
-            if held is not None and held.ends(epoch):
-                break
-        if held is not None:
-            held.restore()
-        self._halve(progress_of(state)[0] // count, halve_every)
-        struct.pack_into("<H", state, _S_FIT_EPOCHS, 0)
-        return loss * model.loss_scale / (count - first) if first < count else self.loss
+        return fit(self, samples, epochs, progress, resume, halve_every, held_out, patience, keep)
 
     def evaluate(self, samples):
         # The share of samples whose class is told right; for a regression the mean squared error, in real units.
-        from .statistics import evaluate
+        from .evaluation import evaluate
 
         return evaluate(self.model, samples)
-
-    def _halve(self, epoch, every):
-        if every and not epoch % every:
-            mantissa, exponent = struct.unpack_from("<Hh", self.model.state, _S_LR_MANT)
-            self.set_rate(mantissa, max(exponent - 1, _LEAST_EXPONENT))
-
-    def _sample(self, samples, index, program):
-        if not hasattr(samples, "inputs"):
-            return self.step(samples[0][index], samples[1][index], program)
-        # Straight from the sample store, by its index: not even a slice is allocated.
-        model = self.model
-        table = model.table
-        table[_BUF_INPUT] = samples.inputs
-        table[_BUF_TARGET] = samples.targets
-        training, records, _, executor = self.programs[program]
-        code = executor.run(training, table, 0, records, index)
-        if code < 0:
-            model.fail(code)
-        s = model.state
-        return s[_S_LOSS] | s[_S_LOSS + 1] << 8 | s[_S_LOSS + 2] << 16 | s[_S_LOSS + 3] << 24
 
     @property
     def gates(self):
@@ -188,38 +114,6 @@ class Trainer:
     @property
     def loss(self):
         return struct.unpack_from("<i", self.model.state, _S_LOSS)[0] * self.model.loss_scale
-
-
-def progress_of(state):
-    # Of the fit in hand: steps done, epochs in all (0: there is none), seed of the order.
-    start, epochs, seed = struct.unpack_from("<IHH", state, _S_FIT_START)
-    return (struct.unpack_from("<I", state, _S_STEP)[0] - start) & 0xFFFFFFFF, epochs, seed
-
-
-def rate(learning_rate):
-    # A learning rate as the 11-bit mantissa and exponent that STATE holds.
-    if learning_rate == 0:
-        return 0, 0
-    if not 1e-9 < learning_rate < 1e6:
-        raise ValueError("learning rate %s, expected 0 or a number from 1e-9 to 1e6" % learning_rate)
-    fraction, exponent = math.frexp(learning_rate)
-    mantissa = int(fraction * 2048 + 0.5)
-    if mantissa == 2048:
-        return 1024, exponent - 10
-    return mantissa, exponent - 11
-
-
-def shuffle(order, seed):
-    # Fisher-Yates with a 16-bit xorshift (7, 9, 8): small integers only, the same order on every board.
-    x = (seed * 40503 + 1) & 0xFFFF or 1
-    for i in range(len(order) - 1, 0, -1):
-        x = (x ^ x << 7) & 0xFFFF
-        x ^= x >> 9
-        x = (x ^ x << 8) & 0xFFFF
-        j = x * (i + 1) >> 16
-        t = order[i]
-        order[i] = order[j]
-        order[j] = t
 
 
 def _is_codes(target, size):

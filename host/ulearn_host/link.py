@@ -346,7 +346,7 @@ class Link:
             progress: called with (steps done, steps in all) a few times a second; an exception it raises ends the
                 wait, and the next session ends the training.
         """
-        from ulearn.trainer import rate
+        from ulearn.rates import rate
 
         mantissa, exponent = learning_rate if isinstance(learning_rate, tuple) else rate(learning_rate)
         request = struct.pack(

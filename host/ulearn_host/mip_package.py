@@ -5,26 +5,29 @@ address as it stands, so `..` would reach the web server, and `deps` cannot be r
 
     python -m ulearn_host.mip_package --write
 
-``package.json`` is the whole package in Python, for a firmware that has the kernels or ulab built in, ``<arch>.json``
-the package with an architecture's native modules; ``inference.json`` and ``<arch>-inference.json`` hold no trainer.
+``<arch>.json`` is the package as bytecode with an architecture's native modules, ``package.json`` the whole package in
+Python, for a firmware that has the kernels or ulab built in; ``<arch>-inference.json`` and ``inference.json`` hold no
+trainer. The bytecode is in ``firmware/bytecode``, written likewise.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import ulearn
-from ulearn_host import layout
+from ulearn_host import bytecode, layout
 from ulearn_host.emulate import NATIVE_MODULES
 
 ARCHITECTURES = ("armv6m", "armv7emsp", "armv7m", "rv32imc", "x64", "xtensawin")
 _FIRMWARE = Path(__file__).resolve().parents[2] / "firmware"
+_BYTECODE = "bytecode"
 
 # What loading a plan and running it forward import.
-_INFERENCE = ("__init__", "_executor", "compat", "loader", "model", "plan", "safefile", "streaming",
-              "verify")  # fmt: skip
+_INFERENCE = ("__init__", "_executor", "compat", "faults", "loader", "loading", "model", "plan", "safefile",
+              "streaming", "verify")  # fmt: skip
 _ULAB = ("ulab_executor", "ulab_operators", "ulab_training")  # where there are no kernels
 
 
@@ -45,8 +48,10 @@ def native_names(inference: bool = False) -> tuple[str, ...]:
 def package(architecture: str | None, inference: bool) -> str:
     """The text of one of mip's JSON files; without an architecture, the Python files for every board."""
     python = package_files(architecture is not None, inference)
-    urls = [[f"ulearn/{path.name}"] * 2 for path in python]
-    if architecture is not None:
+    if architecture is None:
+        urls = [[f"ulearn/{path.name}"] * 2 for path in python]
+    else:
+        urls = [[f"ulearn/{path.stem}.mpy", f"{_BYTECODE}/{path.stem}.mpy"] for path in python]
         urls += [[f"{name}.mpy", f"native/{architecture}/{name}.mpy"] for name in native_names(inference)]
     lines = ",\n".join("    " + json.dumps(pair) for pair in urls)
     return f'{{\n  "version": "{ulearn.__version__}",\n  "deps": [],\n  "urls": [\n{lines}\n  ]\n}}\n'
@@ -62,13 +67,18 @@ def packages() -> dict[str, str]:
 
 
 def stale(write: bool = False) -> list[Path]:
-    """Files that differ from what they should say, and those that should not be; with ``write`` they are put right."""
-    wanted = {_FIRMWARE / name: text for name, text in packages().items()}
-    changed = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
-    extra = [path for path in _FIRMWARE.glob("*.json") if path not in wanted]
+    """Files that differ from what they should be, and those that should not be; with ``write`` they are put right."""
+    wanted = {_FIRMWARE / name: text.encode() for name, text in packages().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for path in bytecode.build(Path(folder), package_files(True)):
+            wanted[_FIRMWARE / _BYTECODE / path.name] = path.read_bytes()
+    changed = [path for path, data in wanted.items() if not path.exists() or path.read_bytes() != data]
+    there = [*_FIRMWARE.glob("*.json"), *(_FIRMWARE / _BYTECODE).glob("*")]
+    extra = [path for path in there if path not in wanted]
     if write:
+        (_FIRMWARE / _BYTECODE).mkdir(exist_ok=True)
         for path in changed:
-            path.write_text(wanted[path])
+            path.write_bytes(wanted[path])
         for path in extra:
             path.unlink()
     return changed + extra
@@ -76,7 +86,7 @@ def stale(write: bool = False) -> list[Path]:
 
 def main() -> int:
     """Command line: list stale files, or rewrite them."""
-    return layout.command("Keep mip's JSON files equal to the package.", stale)
+    return layout.command("Keep mip's JSON files and the bytecode equal to the package.", stale)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Names that cost a board nothing: the device package's own names become words that MicroPython has anyway.
 
-MicroPython keeps every identifier that it meets for ever: its characters, and 6 bytes of a table that grows by doubling.
-An identifier that the firmware was built with costs neither. So, where the package is compiled for a board, what nobody
-outside of it can name (parameters of private functions, names with an underscore, the modules that load a plan and are
-forgotten again) is renamed, and ``const``, which the compiler has folded by then, is not imported. On an armv6m that is
-4 KB of heap (`make bench`).
+MicroPython keeps every identifier that it meets for ever: its characters, and 6 bytes of a table that doubles as it
+grows. An identifier that the firmware was built with costs neither. So, where the package is compiled for a board, what
+nobody outside of it can name (parameters of private functions, names with an underscore, names within the modules that
+load a plan and are forgotten again) is renamed, and ``const``, which the compiler has folded by then, is not imported.
 
 A renaming maps different names to different words that occur nowhere else in the package, so no meaning can change.
 ``python -m ulearn_host.shorten`` prints the table, to read a traceback by.
@@ -29,28 +28,7 @@ _INTERNAL = ("_executor", "loader", "loading", "plan", "verify")
 _FIRST = ("model", "trainer", "samples", "fitting", *_INTERNAL)
 
 # Of builtins, math, str, the collections and errno: in every firmware, as are the keywords (tests/test_shorten.py).
-_WORDS = """
-acos acosh asin asinh atan atan2 atanh ceil copysign cos cosh degrees erf erfc expm1 fabs fmod gamma isfinite isinf
-isnan ldexp lgamma log10 log2 modf radians sinh tan tanh trunc sqrt
-appendleft center difference difference_update discard endswith fromkeys intersection intersection_update isalpha
-isdigit isdisjoint islower isspace issubset issuperset isupper lstrip partition popitem popleft rfind rindex rpartition
-rsplit splitlines symmetric_difference symmetric_difference_update union insert reverse
-bin callable classmethod compile complex delattr dir divmod eval exec execfile filter frozenset help hex
-input issubclass iter locals map oct ord pow staticmethod deleter getter setter
-ArithmeticError AssertionError Ellipsis GeneratorExit IndentationError KeyboardInterrupt LookupError NameError
-NotImplemented NotImplementedError OverflowError RuntimeError StopAsyncIteration StopIteration SyntaxError SystemExit
-UnicodeError ViperTypeError ZeroDivisionError
-EACCES EADDRINUSE EAGAIN EALREADY EBADF ECONNABORTED ECONNREFUSED ECONNRESET EEXIST EHOSTUNREACH EINPROGRESS EINVAL EIO
-EISDIR ENOBUFS ENODEV ENOENT ENOMEM ENOTCONN EOPNOTSUPP EPERM ETIMEDOUT errorcode
-ARRAY BFINT16 BFINT32 BFINT8 BFUINT16 BFUINT32 BFUINT8 BF_LEN BF_POS BIG_ENDIAN FLOAT32 FLOAT64 INT INT16 INT64
-LITTLE_ENDIAN LONG LONGLONG NATIVE PTR SHORT UINT UINT16 UINT32 UINT64 UINT8 ULONG ULONGLONG USHORT VOID
-bytearray_at bytes_at sizeof OrderedDict namedtuple deque heapify heappop heappush heapq cmath polar phase rect
-FileIO StringIO TextIOWrapper IOBase NoneType bound_method closure dict_view function generator iterator module slice
-bytecode opt_level heap_lock heap_unlock mem_info qstr_info stack_use schedule viper native ptr16 ptr32 ptr8 uint
-ilistdir chdir getcwd mkfs umount statvfs readblocks writeblocks ioctl readlines keepends separators indices
-ps1 ps2 byteorder maxsize print_exception version_info argv soft_reset threshold isenabled disable enable
-unhexlify hexlify b2a_base64 crc32 randint random randrange uniform choice getrandbits ticks_cpu time_ns
-""".split()
+_WORDS = (Path(__file__).with_name("words.txt")).read_text().split()
 _PARAMETERS = 12  # words for them: as many as a function has at most
 
 
@@ -73,7 +51,21 @@ def _foreign() -> set[str]:
     import sys
     import time
 
-    things = [str, bytes, bytearray, memoryview, list, dict, set, tuple, int, float, io.BytesIO, io.FileIO, array.array]
+    things: list[object] = [
+        str,
+        bytes,
+        bytearray,
+        memoryview,
+        list,
+        dict,
+        set,
+        tuple,
+        int,
+        float,
+        io.BytesIO,
+        io.FileIO,
+        array.array,
+    ]
     things += [builtins, gc, hashlib, json, os, select, socket, ssl, struct, sys, time, hashlib.sha256(), socket.socket]
     return {name for thing in things for name in dir(thing)}
 

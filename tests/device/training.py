@@ -3,6 +3,7 @@ import gc
 from binascii import crc32
 
 import ulearn
+from ulearn.fitting import sample
 from ulearn.trainer import Trainer
 
 _COUNT = 7
@@ -33,14 +34,14 @@ def locked(path):
     samples = store(model)
     trainer = Trainer(model, learning_rate=0.01, skip=0, class_weights=weights_of(model), statistics=30)
     trainer.evaluate(samples)
-    run, xs = trainer._sample, [bytes(samples.x(i)) for i in range(_COUNT)]
+    xs = [bytes(samples.x(i)) for i in range(_COUNT)]
     targets = [samples.target(i) for i in range(_COUNT)]
     gc.collect()
     micropython.heap_lock()
     try:
         for i in range(50):
             trainer.step(xs[i % _COUNT], targets[i % _COUNT])
-            run(samples, i % _COUNT, 0)
+            sample(trainer, samples, i % _COUNT, 0)
             if i == 25:
                 model.state[10] -= 1  # half the rate: the classes' rates are made anew
     finally:

@@ -1,10 +1,10 @@
-// As much of MicroPython's runtime as the native modules call, and a loop that runs what tests/xtensa_image.py has laid
-// into memory, through the modules' own face. The result, memory as it is then, goes to the standard output.
+// As much of MicroPython's runtime as a native module calls, and a loop that runs what tests/xtensa_image.py has laid
+// into memory, through the module's own face. The result, memory as it is then, goes to the standard output.
 #include "py/nativeglue.h"
 #include "py/objfun.h"
 #include "py/objlist.h"
 
-enum { BUFFERS = 7, MODULES = 2, E_RECORD = -3, SYS_WRITE = 4 };
+enum { BUFFERS = 7, SYS_WRITE = 4 };
 
 typedef struct {
     mp_obj_base_t base;
@@ -17,14 +17,14 @@ typedef struct {
     int32_t first, count, code;
 } call_t;
 
-// At a place that is known to the modules' relocations, to the host and to this file.
+// At a place that is known to the module's relocations, to the host and to this file.
 typedef struct {
     mp_fun_table_t table;
-    mp_obj_t (*init[MODULES])(mp_obj_fun_bc_t *self, size_t n_args, size_t n_kw, mp_obj_t *args);
-    const mp_obj_fun_builtin_var_t *run[MODULES];
+    mp_obj_t (*init)(mp_obj_fun_bc_t *self, size_t n_args, size_t n_kw, mp_obj_t *args);
+    const mp_obj_fun_builtin_var_t *run;
     mp_obj_base_t none, tuple;
     uint32_t types[3]; // of which only the addresses matter
-    uint32_t module, calls;
+    uint32_t calls;
     call_t *call;
     uint8_t *end;
 } memory_t;
@@ -37,7 +37,7 @@ static mp_obj_dict_t *swap_globals(mp_obj_dict_t *new_globals) {
 
 static void store_global(qstr name, mp_obj_t object) {
     (void)name;
-    MEMORY->run[MEMORY->module] = MP_OBJ_TO_PTR(object);
+    MEMORY->run = MP_OBJ_TO_PTR(object);
 }
 
 static const mp_obj_type_t *get_type(mp_const_obj_t object) {
@@ -63,7 +63,7 @@ static bool get_buffer(mp_obj_t object, mp_buffer_info_t *info, mp_uint_t flags)
     return true;
 }
 
-static int32_t run(int module, const call_t *call, int32_t done) {
+static int32_t run(const call_t *call) {
     mp_obj_t items[BUFFERS];
     for (int b = 0; b < BUFFERS; b++) {
         items[b] = call->table[b].data ? (mp_obj_t)&call->table[b] : (mp_obj_t)&MEMORY->none;
@@ -72,24 +72,9 @@ static int32_t run(int module, const call_t *call, int32_t done) {
     list.base.type = TYPE(2);
     list.len = BUFFERS;
     list.items = items;
-    const mp_obj_t args[] = {(mp_obj_t)&call->program, &list, MP_OBJ_NEW_SMALL_INT(call->first + done),
-        MP_OBJ_NEW_SMALL_INT(call->count - done)};
-    return MP_OBJ_SMALL_INT_VALUE(MEMORY->run[module]->fun.var(4, args));
-}
-
-// As firmware/ulearn/_training.py: a module stops where it does not know a record, and the other one goes on.
-static int32_t run_all(const call_t *call) {
-    int32_t done = 0;
-    bool refused = false;
-    for (int module = 0; done < call->count; module ^= 1) {
-        const int32_t code = run(module, call, done);
-        if (code < 0 && (code != E_RECORD || refused)) {
-            return code;
-        }
-        refused = code < 0;
-        done += refused ? 0 : code;
-    }
-    return done;
+    const mp_obj_t args[] = {(mp_obj_t)&call->program, &list, MP_OBJ_NEW_SMALL_INT(call->first),
+        MP_OBJ_NEW_SMALL_INT(call->count)};
+    return MP_OBJ_SMALL_INT_VALUE(MEMORY->run->fun.var(4, args));
 }
 
 static void write_out(const uint8_t *data, uint32_t bytes) {
@@ -117,11 +102,9 @@ void mpy_init(void) {
     mp_module_context_t context;
     mp_obj_fun_bc_t self;
     self.context = &context;
-    for (m->module = 0; m->module < MODULES; m->module++) {
-        m->init[m->module](&self, 0, 0, NULL);
-    }
+    m->init(&self, 0, 0, NULL);
     for (uint32_t i = 0; i < m->calls; i++) {
-        m->call[i].code = run_all(&m->call[i]);
+        m->call[i].code = run(&m->call[i]);
     }
     write_out((const uint8_t *)m->call, m->end - (const uint8_t *)m->call);
 }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ulearn import task as wire
-from ulearn.trainer import rate
+from ulearn.rates import rate
 from ulearn_host import aggregate, rule_names, rules
 from ulearn_host.aggregate import ENCODINGS
 from ulearn_host.errors import UserError

@@ -15,7 +15,7 @@ from binascii import crc32
 from collections.abc import Sequence
 
 from ulearn import task as wire
-from ulearn.trainer import rate
+from ulearn.rates import rate
 from ulearn_host import aggregate
 from ulearn_host.errors import UserError
 from ulearn_host.federation import advance, selection

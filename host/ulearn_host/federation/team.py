@@ -67,7 +67,7 @@ class Crew:
             self._judge = model, store(model, self.test.x, self.test.y)
         model, samples = self._judge
         model.train_blob[:] = blob
-        from ulearn.statistics import evaluate
+        from ulearn.evaluation import evaluate
 
         total = float(evaluate(model, samples)) * len(samples)
         return round(total) if model.labelled else total
