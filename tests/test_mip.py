@@ -31,6 +31,7 @@ try:
     m.predict([0])
 except ValueError as fault:
     print(str(fault).split()[0])
+assert m.meta["scheme"]
 print(m.predict(bytes(m.input_bytes)))"""
 TRAIN = "; t = ulearn.Trainer(m); print(t.step(bytes(m.input_bytes), 0) >= 0, m.counters()[0])"
 # What a board that only infers is asked: a plan with nothing to train, in RAM and streamed, and one that trains, too.
@@ -89,7 +90,7 @@ def test_no_file_of_the_package_is_left_out() -> None:
     everything = {path.stem for path in (FIRMWARE / "ulearn").glob("*.py")}
     assert modules("package.json") == everything
     for arch in mip_package.ARCHITECTURES:
-        assert everything - modules(f"{arch}.json") == {"ulab_executor", "ulab_operators", "ulab_training"}
+        assert everything - modules(f"{arch}.json") == {"ulab_executor", "ulab_operators", "ulab_training", "cpython"}
         native = set(listed(f"{arch}.json")) - {f"ulearn/{name}.mpy" for name in everything}
         assert native == {f"{name}.mpy" for name in emulate.NATIVE_MODULES}
         assert set(listed(f"{arch}-inference.json")) & native == {"ulab_infer.mpy"}

@@ -162,7 +162,7 @@ BOARD = "QEMU_M0_ROMFS"
 INTERRUPTIONS = 6
 # Heap of package and native modules in the file system, less the same in the ROMFS: bytecode and names stay in flash.
 # What loads a plan is forgotten once one is loaded. By what is imported: inference, a plan being loaded, training.
-INFERENCE = "import ulearn, ulearn._executor, ulearn.model, ulearn.safefile"
+INFERENCE = "import ulearn, ulearn.model; from ulearn.loading import choose"
 IMPORTS = {
     "inference": INFERENCE,
     "loading": INFERENCE + ", ulearn.loader, ulearn.plan, ulearn.verify",

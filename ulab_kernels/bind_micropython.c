@@ -21,7 +21,7 @@ static mp_obj_t run(size_t n_args, const mp_obj_t *args) {
     mp_obj_t *items;
     mp_obj_get_array(args[1], &count, &items);
     if (count != UL_BUFFERS) {
-        mp_raise_ValueError(MP_ERROR_TEXT("run: wrong number of buffers"));
+        return MP_OBJ_NEW_SMALL_INT(UL_E_BUFFER);
     }
     ul_buffer table[UL_BUFFERS];
     for (int b = 0; b < UL_BUFFERS; b++) {

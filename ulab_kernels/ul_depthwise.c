@@ -40,6 +40,7 @@ static void fill_plane(const ul_record *r, const band *b, int16_t *to) {
 // A row of outputs under one row of the kernel: sums[j] += the products of its taps.
 static void add_row(const int16_t *x, const int8_t *w, int32_t *sums, const ul_record *r) {
     const uint32_t stride = r->stride_w, count = r->out_w;
+#if !defined(UL_ASM_V6M) // which has its own for nearly all of these
     if (r->kernel_w == 3) {
         const int32_t w0 = w[0], w1 = w[1], w2 = w[2];
         for (uint32_t j = 0; j < count; j++, x += stride) {
@@ -47,6 +48,7 @@ static void add_row(const int16_t *x, const int8_t *w, int32_t *sums, const ul_r
         }
         return;
     }
+#endif
     for (uint32_t j = 0; j < count; j++, x += stride) {
         int32_t sum = sums[j];
         for (uint32_t kj = 0; kj < r->kernel_w; kj++) {

@@ -18,7 +18,7 @@ _PLACES = {
 def __getattr__(name):
     # A board that only infers never pays for the trainer: each part is imported when it is first asked for.
     if name == "executor":
-        from ._executor import find
+        from .loading import find
 
         value = find()
     elif name in _PLACES:

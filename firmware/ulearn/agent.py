@@ -304,7 +304,7 @@ class Agent:
         n = self._describe(out, 20)
         version = "%s %s" % (system.name, ".".join(str(v) for v in system.version[:3]))
         try:
-            from ._executor import find
+            from .loading import find
 
             name = find()
         except (ImportError, ValueError):  # ulearn is on its way to this board, in files

@@ -11,11 +11,7 @@ except ImportError:
 try:
     from uctypes import addressof
 except ImportError:
-
-    def addressof(view):
-        import numpy as np
-
-        return np.frombuffer(view, dtype=np.uint8).ctypes.data
+    from .cpython import addressof  # noqa: F401
 
 
 _ON_BOARD = sys.implementation.name == "micropython"

@@ -4,13 +4,10 @@ from array import array
 
 from .compat import const
 
-_BUF_INPUT = const(0)
-_BUF_TARGET = const(2)
 _S_STEP = const(4)
 _S_LR_MANT = const(8)
 _S_SATURATED = const(12)  # where the rate ends
 _LEAST_EXPONENT = const(-64)  # of a rate that moves nothing any more
-_S_LOSS = const(24)
 _S_FIT_START = const(40)
 _S_FIT_EPOCHS = const(44)
 
@@ -21,16 +18,24 @@ def fit(trainer, samples, epochs, progress, resume, halve_every, held_out, patie
     state = model.state
     count = len(samples) if hasattr(samples, "inputs") else len(samples[0])
     if not count:
+        from .faults import refuse
+
         refuse("samples")
     if not resume:
         if not 0 < epochs <= 65535:
+            from .faults import refuse
+
             refuse("epochs", epochs)
         step = struct.unpack_from("<I", state, _S_STEP)[0]
         struct.pack_into("<IHH", state, _S_FIT_START, step, epochs, trainer.seed & 0xFFFF)
     done, epochs, seed = progress_of(state)
     if not epochs:
+        from .faults import refuse
+
         refuse("resume", model.name)
     if done > epochs * count:
+        from .faults import refuse
+
         refuse("steps", done, epochs, count)
     if trainer.watch is not None:
         trainer.watch.weigh(samples)
@@ -57,7 +62,7 @@ def fit(trainer, samples, epochs, progress, resume, halve_every, held_out, patie
             if epoch and not begun:
                 _halve(trainer, epoch, halve_every)
             for i in range(first, count):
-                loss += sample(trainer, samples, order[i], (epoch + i) % len(trainer.programs))
+                loss += trainer.step_of(samples, order[i], (epoch + i) % len(trainer.programs))
                 if trainer.batch and i + 1 == count:
                     trainer.batch.end()
                 if progress:
@@ -81,22 +86,6 @@ def _halve(trainer, epoch, every):
         trainer.set_rate(mantissa, max(exponent - 1, _LEAST_EXPONENT))
 
 
-def sample(trainer, samples, index, program):
-    if not hasattr(samples, "inputs"):
-        return trainer.step(samples[0][index], samples[1][index], program)
-    # Straight from the sample store, by its index: not even a slice is allocated.
-    model = trainer.model
-    table = model.table
-    table[_BUF_INPUT] = samples.inputs
-    table[_BUF_TARGET] = samples.targets
-    training, records, _, executor = trainer.programs[program]
-    code = executor.run(training, table, 0, records, index)
-    if code < 0:
-        model.fail(code)
-    s = model.state
-    return s[_S_LOSS] | s[_S_LOSS + 1] << 8 | s[_S_LOSS + 2] << 16 | s[_S_LOSS + 3] << 24
-
-
 def progress_of(state):
     # Of the fit in hand: steps done, epochs in all (0: there is none), seed of the order.
     start, epochs, seed = struct.unpack_from("<IHH", state, _S_FIT_START)
@@ -114,9 +103,3 @@ def shuffle(order, seed):
         t = order[i]
         order[i] = order[j]
         order[j] = t
-
-
-def refuse(what, *values):
-    from .faults import refuse
-
-    refuse(what, *values)

@@ -1,10 +1,13 @@
 # Makes a model of a plan. All of this is forgotten again once that is done, so that a board has its code's memory back.
+import os
 import sys
 
 from .compat import collect
 
 # A loaded model needs nothing of these.
-_PASSING = ("verify", "plan", "loader", "_executor", "compat", "safefile", "loading")
+_PASSING = ("verify", "plan", "loader", "compat", "safefile", "loading")
+# Native modules of the C kernels, the smallest first.
+_MODULES = ("ulab_infer", "ulab_dense", "ulab_convs", "ulab_last", "ulab_kernels")
 _ON_BOARD = sys.implementation.name == "micropython"
 
 
@@ -29,10 +32,7 @@ def load_into(model, source, run, frozen):
         checked = (checked[0], [windows[:] for windows in checked[1]]) + checked[2:]
         collect()
         if not run:
-            from ._executor import choose
-
             run = choose(*checked[2:])  # code in one piece, which stays
-            del choose
         from .loader import fill
 
         fill(model, source, run, frozen, checked)
@@ -68,3 +68,45 @@ def _forget(name):
     package = sys.modules["ulearn"]
     if module is not None and getattr(package, name, None) is module:
         delattr(package, name)
+
+
+# ---- The one place where an executor is chosen: a native module, else ulab (numpy under CPython). Absence only. ----
+
+
+def choose(*wanted):
+    # `run` of the first module that is there, one that is loaded already before all, of the first list that has one.
+    for modules in wanted:
+        for module in modules:
+            if sys.modules.get(module):
+                return sys.modules[module].run
+        for module in modules:
+            try:
+                return __import__(module).run
+            except ImportError:
+                pass
+    from .ulab_executor import run
+
+    return run
+
+
+def find():
+    # What plans are run with here: "native" or "ulab". Loads no native module for the answer.
+    for module in _MODULES:
+        if sys.modules.get(module) or any(_is_file("%s/%s.mpy" % (folder, module)) for folder in sys.path):
+            return "native"
+    try:
+        import ulab_kernels  # noqa: F401  # built in
+
+        return "native"
+    except ImportError:
+        from .ulab_executor import name
+
+        return name
+
+
+def _is_file(path):
+    try:
+        os.stat(path)
+        return True
+    except OSError:
+        return False

@@ -4,7 +4,6 @@ from .compat import const
 
 _BUF_INPUT = const(0)
 _BUF_FROZEN = const(6)
-_CUT_BYTES = const(48)
 _E_BUFFER = const(-1)
 
 _SEQUENCES = (list, tuple)  # made once: a tuple in a call would be allocated at every step
@@ -40,14 +39,9 @@ class Model:
     @property
     def meta(self):
         # Labels, names, provenance: read from the plan when asked for, never held.
-        import json
+        from .reading import meta
 
-        offset, size = self.meta_place or (0, 0)
-        if not size or not self.path:
-            return {}
-        with open(self.name, "rb") as f:
-            f.seek(offset)
-            return json.loads(f.read(size))
+        return meta(self)
 
     def output(self, x):
         # The network's raw int8 output for one input, as a view that the next call overwrites.
@@ -58,7 +52,7 @@ class Model:
         # The most likely class of one input; for a regression the outputs in real units.
         y = self.output(x)
         if not self.labelled:
-            return [(_signed(q) - self.output_zero) * self.output_scale for q in y]
+            return [((q ^ 128) - 128 - self.output_zero) * self.output_scale for q in y]
         best = 0
         for i in range(1, self.classes):
             # bytes of int8: flipping the sign bit puts them in order
@@ -68,19 +62,9 @@ class Model:
 
     def features(self, x, cut="features"):
         # The activations at a named cut, as a view that the next call overwrites.
-        record, operand, size = self._cut(cut)
-        self.execute(self.forward, record, x)
-        at = operand & 0x0FFFFFFF
-        return memoryview(self.table[operand >> 28])[at : at + size]
+        from .reading import features
 
-    def _cut(self, name):
-        for at in range(0, len(self.cuts), _CUT_BYTES):
-            label, _, record, operand, size = struct.unpack_from("<16sHHII", self.cuts, at)
-            if label.rstrip(b"\0") == name.encode():
-                return record, operand, size
-        from .faults import refuse
-
-        refuse("cut", self.name, name)
+        return features(self, x, cut)
 
     def execute(self, program, count, x):
         # int8 codes (any dense buffer of input_bytes single bytes) run in place; anything else is quantised first.
@@ -106,12 +90,12 @@ class Model:
         # Real numbers to int8 codes of the input, into one buffer that is reused.
         if self.quantised is None:
             self.quantised = bytearray(self.input_bytes)
-        _quantise(_flat(x), self.quantised, self.input_scale, self.input_zero, "input")
+        _quantise(x, self.quantised, self.input_scale, self.input_zero, "input")
         return self.quantised
 
     def quantise_target(self, target):
         out = bytearray(self.target_bytes)
-        _quantise(_flat(target), out, self.output_scale, self.output_zero, "target")
+        _quantise(target, out, self.output_scale, self.output_zero, "target")
         return out
 
     def close(self):
@@ -152,15 +136,9 @@ class Model:
         apply(self, update)
 
 
-def _signed(q):
-    return q - 256 if q > 127 else q
-
-
-def _flat(x):
-    return x.flatten() if hasattr(x, "flatten") else x
-
-
 def _quantise(x, out, scale, zero, what):
+    if hasattr(x, "flatten"):
+        x = x.flatten()
     if len(x) != len(out):
         from .faults import refuse
 

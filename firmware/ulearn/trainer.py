@@ -77,8 +77,26 @@ class Trainer:
             table[_BUF_TARGET] = target if _is_codes(target, model.target_bytes) else model.quantise_target(target)
         training, records, executor, _ = self.programs[program]
         executor.execute(training, records, x)
+        return self._loss()
+
+    def step_of(self, samples, index, program=0):
+        # The same with one of many samples, as fit takes them.
+        if not hasattr(samples, "inputs"):
+            return self.step(samples[0][index], samples[1][index], program)
+        # Straight from the sample store, by its index: not even a slice is allocated.
+        model = self.model
+        table = model.table
+        table[_BUF_INPUT] = samples.inputs
+        table[_BUF_TARGET] = samples.targets
+        training, records, _, executor = self.programs[program]
+        code = executor.run(training, table, 0, records, index)
+        if code < 0:
+            model.fail(code)
+        return self._loss()
+
+    def _loss(self):
         # Four bytes one by one: any larger read would allocate.
-        s = model.state
+        s = self.model.state
         return s[_S_LOSS] | s[_S_LOSS + 1] << 8 | s[_S_LOSS + 2] << 16 | s[_S_LOSS + 3] << 24
 
     def fit(self, samples, epochs=4, progress=None, resume=False, halve_every=1, held_out=None, patience=2, keep=None):

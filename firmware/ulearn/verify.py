@@ -90,44 +90,45 @@ _NARROW_MAX = const(127)
 _ARENA_MAX = const(16777216)
 _SCALE_MAX = 1e30
 
-# Of each record, for each operand: which, unit, number. As text it takes less heap than as tuples.
+# Of each record, for each operand: which, unit, number. As bytes it takes less heap than as tuples, and leaves no names
+# behind as short texts do.
 # Units: 1, 2, 4 bytes an element, w: a weight that is trained, g: a gradient tensor, t: the target; of FROZEN alone
 # f: bytes, a: bytes from a multiple of 4 on. Numbers: N outputs, X and Y elements of the whole input and output,
 # W weights, F of them frozen, T trained, E the record's extra, S scales, M multipliers, B elements of a mask,
 # V values of a byte, or themselves.
 _OPERANDS = {
-    _OP_DENSE: "01X 11Y 2wW 34N 44M 51S",
-    _OP_RELU: "01X 11X",
-    _OP_SOFTMAX_CE: "01Y 1gY 22E 3tN",
-    _OP_MSE: "01Y 1gY 3tN",
-    _OP_HINGE: "01Y 1gY 3tN",
-    _OP_DENSE_BACK: "0gY 1gX 2aF 32N 5wT",
-    _OP_UPDATE_WEIGHT: "0gY 11X 2wW 32N",
-    _OP_UPDATE_BIAS: "0gY 24N 32N",
-    _OP_CONV: "01X 11Y 2aF 34N 44M 51S",
-    _OP_DEPTHWISE: "01X 11Y 2fF 34N 44M 51S",
-    _OP_AVERAGE_POOL: "01X 11Y",
-    _OP_MAX_POOL: "01X 11Y",
-    _OP_MEAN: "01X 11Y 242",
-    _OP_ADD: "01X 11Y 21E 347",
-    _OP_MUL: "01X 11Y 21E 343",
-    _OP_PAD: "01X 11Y",
-    _OP_COPY: "01X 11Y",
-    _OP_TABLE: "01X 11Y 21V",
-    _OP_SOFTMAX: "01X 11Y 24E",
-    _OP_CONV_TRAINED: "01X 11Y 2wW 34N 44M 51S",
-    _OP_DEPTHWISE_TRAINED: "01X 11Y 2wW 34N 44M 51S",
-    _OP_MASK: "01X 11B",
-    _OP_CONV_BACK: "0gY 1gX 2aF 32N 5wT",
-    _OP_DEPTHWISE_BACK: "0gY 1gX 2fF 32N 5wT",
-    _OP_UPDATE_CONV: "0gY 11X 2wW 32N",
-    _OP_UPDATE_DEPTHWISE: "0gY 11X 2wW 32N",
-    _OP_AVERAGE_BACK: "0gY 1gX",
-    _OP_MAX_BACK: "0gY 1gX 41X",
-    _OP_SCALE_BACK: "0gY 1gX 22E",
-    _OP_CROP: "0gY 1gX",
-    _OP_SUM: "0gY 1gX 4gY",
-    _OP_RELU_BACK: "0gY 1gX 41B",
+    _OP_DENSE: b"01X 11Y 2wW 34N 44M 51S",
+    _OP_RELU: b"01X 11X",
+    _OP_SOFTMAX_CE: b"01Y 1gY 22E 3tN",
+    _OP_MSE: b"01Y 1gY 3tN",
+    _OP_HINGE: b"01Y 1gY 3tN",
+    _OP_DENSE_BACK: b"0gY 1gX 2aF 32N 5wT",
+    _OP_UPDATE_WEIGHT: b"0gY 11X 2wW 32N",
+    _OP_UPDATE_BIAS: b"0gY 24N 32N",
+    _OP_CONV: b"01X 11Y 2aF 34N 44M 51S",
+    _OP_DEPTHWISE: b"01X 11Y 2fF 34N 44M 51S",
+    _OP_AVERAGE_POOL: b"01X 11Y",
+    _OP_MAX_POOL: b"01X 11Y",
+    _OP_MEAN: b"01X 11Y 242",
+    _OP_ADD: b"01X 11Y 21E 347",
+    _OP_MUL: b"01X 11Y 21E 343",
+    _OP_PAD: b"01X 11Y",
+    _OP_COPY: b"01X 11Y",
+    _OP_TABLE: b"01X 11Y 21V",
+    _OP_SOFTMAX: b"01X 11Y 24E",
+    _OP_CONV_TRAINED: b"01X 11Y 2wW 34N 44M 51S",
+    _OP_DEPTHWISE_TRAINED: b"01X 11Y 2wW 34N 44M 51S",
+    _OP_MASK: b"01X 11B",
+    _OP_CONV_BACK: b"0gY 1gX 2aF 32N 5wT",
+    _OP_DEPTHWISE_BACK: b"0gY 1gX 2fF 32N 5wT",
+    _OP_UPDATE_CONV: b"0gY 11X 2wW 32N",
+    _OP_UPDATE_DEPTHWISE: b"0gY 11X 2wW 32N",
+    _OP_AVERAGE_BACK: b"0gY 1gX",
+    _OP_MAX_BACK: b"0gY 1gX 41X",
+    _OP_SCALE_BACK: b"0gY 1gX 22E",
+    _OP_CROP: b"0gY 1gX",
+    _OP_SUM: b"0gY 1gX 4gY",
+    _OP_RELU_BACK: b"0gY 1gX 41B",
 }
 
 
@@ -262,7 +263,7 @@ class _Verifier:
         uses = _OPERANDS[op]
         update = op in (_OP_UPDATE_WEIGHT, _OP_UPDATE_BIAS, _OP_UPDATE_CONV, _OP_UPDATE_DEPTHWISE)
         backward = op >= _OP_CONV_BACK or _OP_DENSE_BACK <= op <= _OP_UPDATE_BIAS
-        allowed = _FLAG_ONE_SCALE if "S" in uses else 0
+        allowed = _FLAG_ONE_SCALE if b"S" in uses else 0
         if op in (_OP_CONV, _OP_DEPTHWISE):
             allowed |= _FLAG_FULL_RANGE
         elif op == _OP_RELU_BACK:
@@ -281,16 +282,16 @@ class _Verifier:
             roundings = 1 << _ROUND_SINGLE | 1 << _ROUND_AWAY
         elif op in (_OP_CONV, _OP_CONV_TRAINED):
             roundings = 1 << _ROUND_SINGLE | 1 << _ROUND_DOUBLE | 1 << _ROUND_AWAY
-        elif "S" in uses or op in (_OP_MEAN, _OP_ADD, _OP_MUL):
+        elif b"S" in uses or op in (_OP_MEAN, _OP_ADD, _OP_MUL):
             roundings = 1 << _ROUND_DOUBLE
         need(roundings >> rounding & 1, "rounding %d is not supported here" % rounding)
         need(act_min <= act_max, "its activation range is empty")
         forward = op <= _OP_RELU or _OP_CONV <= op < _OP_MASK
         need(self.kind == _KIND_TRAIN or (forward and not again), "it trains, in a program that must not")
-        passes = "T" in uses
+        passes = b"T" in uses
         inside = _STATE_BYTES <= gain < self.gains_end and gain % 2 == 0
         need(inside if passes else not gain, "gain %d lies outside the gains" % gain)
-        trained = "w" in uses and (extra or not passes)
+        trained = b"w" in uses and (extra or not passes)
         frozen = _DTYPE_UINT8 if op == _OP_CONV else _DTYPE_INT8 if op == _OP_DEPTHWISE else 0
         need(dtype in (_DTYPE_INT8, _DTYPE_INT16) if trained else dtype == frozen, "weights of dtype %d" % dtype)
         wide = trained and dtype == _DTYPE_INT16
@@ -301,17 +302,17 @@ class _Verifier:
         used = 0
         self.spans = []
         for use in uses.split():
-            index, unit, number = int(use[0]), use[1], use[2]
+            index, unit, number = use[0] - 48, use[1:2], use[2:]
             count = numbers[number] if number in numbers else int(number)
-            if not count and number in "FT":
+            if not count and number in b"FT":
                 continue
             used |= 1 << index
             size = 1
-            if unit == "w":
+            if unit == b"w":
                 size = 2 if wide else 1
-            elif unit == "g":
+            elif unit == b"g":
                 size = 1 if flags & (_FLAG_NARROW_IN if index == 1 else _FLAG_NARROW_OUT) else 2
-            elif unit in "24":
+            elif unit in b"24":
                 size = int(unit)
             written = 2 * (index == 2) if update else index == 1
             self.check_use(index, fields[6 + index], unit, size, count, written, fraction)
@@ -382,8 +383,8 @@ class _Verifier:
         scales = 1 if flags & _FLAG_ONE_SCALE else n
         bits = x if op == _OP_RELU_BACK and not flags & _FLAG_BITS else (x + 7) // 8
         multipliers = scales * 2 if rounding == _ROUND_AWAY else scales
-        numbers = {"X": x, "N": n, "W": n * taps, "F": n * row, "E": extra, "S": scales, "M": multipliers}
-        numbers["B"], numbers["V"] = bits, 256
+        numbers = {b"X": x, b"N": n, b"W": n * taps, b"F": n * row, b"E": extra, b"S": scales, b"M": multipliers}
+        numbers[b"B"], numbers[b"V"] = bits, 256
         work = max(x, y * (taps + 3))
         scratch = peak = 0  # peak: the largest sum
         most = _NARROW_MAX if flags & _FLAG_NARROW_OUT else _MANTISSA_MAX
@@ -400,9 +401,9 @@ class _Verifier:
             need(op != _OP_HINGE or (n > 1 and 0 < extra < 65536), "%d outputs, margin %d" % (n, extra))
         elif op == _OP_RELU:
             inherits = (0,)
-        elif "T" in _OPERANDS[op]:
+        elif b"T" in _OPERANDS[op]:
             need(extra <= n and (full or extra in (0, n)), "%d trained channels of %d" % (extra, n))
-            numbers["F"], numbers["T"] = (n - extra) * row, extra * taps
+            numbers[b"F"], numbers[b"T"] = (n - extra) * row, extra * taps
             peak = most * meet * (128 * (n - extra) + largest * extra)
             if not image:
                 scratch = 2 * n
@@ -501,7 +502,7 @@ class _Verifier:
         need(self.sizes[_BUF_SCRATCH] >= scratch, "it needs %d bytes of scratch" % scratch)
         self.products += work
         need(self.products <= _PRODUCTS_MAX, "the program is too much work")
-        numbers["Y"] = y
+        numbers[b"Y"] = y
         return numbers, inherits
 
     def check_overlap(self, inherits):
@@ -513,26 +514,26 @@ class _Verifier:
 
     def check_use(self, index, operand, unit, step, count, written, fraction):
         # step: bytes of an element; written: 1 to the arena, 2 to what is trainable
-        if unit == "t":
+        if unit == b"t":
             self.need(operand == _BUF_TARGET << 28, "its target does not lie in the target buffer")
             return
         buf, size = operand >> 28, step * count
         align = step
-        if unit == "g":
+        if unit == b"g":
             self.need(buf == _BUF_ARENA and count > 0, "a gradient must lie in the arena")
             align = 2
             size += _GRADIENT_HEADER
-        elif unit == "a":
+        elif unit == b"a":
             align = 4
         self.check_operand(operand, align, size)
-        self.need(unit not in "af" or buf == _BUF_FROZEN, "its weights are not frozen")
+        self.need(unit not in b"af" or buf == _BUF_FROZEN, "its weights are not frozen")
         self.spans.append((operand, operand + size, written, index))
         self.need(written != 1 or buf == _BUF_ARENA, "it writes outside the arena")
         self.need(written != 2 or buf == _BUF_TRAIN, "it updates what is not trainable")
         if buf == _BUF_TRAIN:
             entry = self.trainable.get(operand & 0x0FFFFFFF)
             dtype = _DTYPE_INT32 if step == 4 else step  # 1 and 2 are numbered as they are wide
-            wanted = (dtype, fraction if unit == "w" else 0, count)
+            wanted = (dtype, fraction if unit == b"w" else 0, count)
             self.need(entry == wanted, "it does not match a trainable tensor")
 
 

@@ -26,8 +26,8 @@ _FIRMWARE = Path(__file__).resolve().parents[2] / "firmware"
 _BYTECODE = "bytecode"
 
 # What loading a plan and running it forward import.
-_INFERENCE = ("__init__", "_executor", "compat", "faults", "loader", "loading", "model", "plan", "safefile",
-              "streaming", "verify")  # fmt: skip
+_INFERENCE = ("__init__", "compat", "faults", "loader", "loading", "model", "plan", "reading",
+              "safefile", "streaming", "verify")  # fmt: skip
 _ULAB = ("ulab_executor", "ulab_operators", "ulab_training")  # where there are no kernels
 
 
@@ -35,9 +35,9 @@ def package_files(kernels: bool, inference: bool = False) -> list[Path]:
     """The Python files for a board that has the kernels (ulab otherwise), all of them or those of inference alone."""
     files = sorted(Path(ulearn.__file__).parent.glob("*.py"))
     if inference:
-        wanted = _INFERENCE if kernels else [*_INFERENCE, *_ULAB[:2]]
+        wanted = _INFERENCE if kernels else [*_INFERENCE, *_ULAB[:2], "cpython"]
         return [path for path in files if path.stem in wanted]
-    return [path for path in files if not (kernels and path.stem in _ULAB)]
+    return [path for path in files if not (kernels and path.stem in (*_ULAB, "cpython"))]
 
 
 def native_names(inference: bool = False) -> tuple[str, ...]:

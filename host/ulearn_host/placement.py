@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # and to train with the trainer and the module of a sample store; with frozen weights in RAM or in place, and streamed
 # from a file. Of the emulated Cortex-M0, after a load and a fit, without the plan, the samples and BASE_BYTES:
 # tests/test_search.py, test_code_on_the_heap, measures it again.
-INFERENCE = (9_000, 11_500)
-TRAINING = (16_000, 17_500)
+INFERENCE = (6_000, 8_500)
+TRAINING = (10_500, 11_500)
 # MicroPython's own, after a soft reset: what boards/*.json call heap_bytes is without it.
 BASE_BYTES = 3_800
 MODULE_BYTES = 120

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import builtins
 import io
+import re
 import tokenize
 from collections.abc import Iterator
 from functools import cache
@@ -23,7 +24,7 @@ import ulearn
 
 _PACKAGE = Path(ulearn.__file__).parent
 # Of these modules nothing but what other modules mention is for others.
-_INTERNAL = ("_executor", "loader", "loading", "plan", "verify")
+_INTERNAL = ("loader", "loading", "plan", "verify")
 # The modules that most boards load; they have the first choice of words.
 _FIRST = ("model", "trainer", "samples", "fitting", *_INTERNAL)
 
@@ -120,13 +121,27 @@ def names() -> tuple[dict[str, str], tuple[str, ...]]:
     return chosen, tuple(parameters)
 
 
-class _Renaming(ast.NodeTransformer):
-    """One module's tree with other names. scopes: what the parameters of the functions around a node have become."""
+class _Renaming(ast.NodeVisitor):
+    """Where a module's text gets other names. scopes: what the parameters of the functions around a node have become.
 
-    def __init__(self, internal: bool, keywords: set[str]) -> None:
+    All else stays as it is written: of ast.unparse, MicroPython would make a tuple where `a, b = c, d` makes none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.lines = path.read_bytes().splitlines(keepends=True)
         self.names, self.parameters = names()
-        self.internal, self.keywords = internal, keywords
+        self.internal = path.stem in _INTERNAL
         self.scopes: list[dict[str, str]] = []
+        self.edits: dict[tuple[int, int], tuple[bytes, bytes]] = {}  # line, column: what stands there, what comes
+
+    def text(self) -> str:
+        """The module with all edits made."""
+        lines = list(self.lines)
+        for (line, column), (old, new) in sorted(self.edits.items(), reverse=True):
+            row = lines[line - 1]
+            assert row[column:].startswith(old), (line, column, old)
+            lines[line - 1] = row[:column] + new + row[column + len(old) :]
+        return b"".join(lines).decode()
 
     def named(self, name: str) -> str:
         for scope in reversed(self.scopes):
@@ -134,57 +149,71 @@ class _Renaming(ast.NodeTransformer):
                 return scope[name]
         return self.names.get(name, name)
 
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        node.id = self.named(node.id)
-        return node
+    def put(self, line: int, column: int, old: str, new: str) -> None:
+        if old != new:
+            self.edits[line, column] = (old.encode(), new.encode())
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+    def find(self, line: int, column: int, name: str, new: str) -> None:
+        """The same for the first place of a name from there on, in that line."""
+        found = re.compile(rb"\b" + name.encode() + rb"\b").search(self.lines[line - 1], column)
+        assert found, (line, name)
+        self.put(line, found.start(), name, new)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self.put(node.lineno, node.col_offset, node.id, self.named(node.id))
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         self.generic_visit(node)
-        node.attr = self.names.get(node.attr, node.attr)
-        return node
+        end = node.end_col_offset or 0
+        self.put(node.end_lineno or 0, end - len(node.attr), node.attr, self.names.get(node.attr, node.attr))
 
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
-        node.name = self.named(node.name) if node.name else None
-        return self.generic_visit(node)
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
+        if node.name and node.type:
+            self.find(node.lineno, node.type.end_col_offset or 0, node.name, self.named(node.name))
+        self.generic_visit(node)
 
-    def visit_Global(self, node: ast.Global) -> ast.AST:
-        node.names = [self.names.get(name, name) for name in node.names]
-        return node
+    def visit_Global(self, node: ast.Global) -> None:
+        for name in node.names:
+            self.find(node.lineno, node.col_offset, name, self.names.get(name, name))
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        if node.module == "compat":  # the compiler folds const, and needs no import of it
-            node.names = [alias for alias in node.names if alias.name != "const"]
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        if node.module == "compat" and any(alias.name == "const" for alias in node.names):
+            # The compiler folds const, and needs no import of it.
+            rest = ", ".join(alias.name for alias in node.names if alias.name != "const")
+            line = self.lines[node.lineno - 1][node.col_offset :].decode().rstrip("\n")
+            self.put(node.lineno, node.col_offset, line, f"from .compat import {rest}" if rest else "pass")
+            return
         for alias in node.names:
-            alias.name = self.names.get(alias.name, alias.name)
-            alias.asname = alias.asname and self.named(alias.asname)
-        return node if node.names else None
+            self.put(alias.lineno, alias.col_offset, alias.name, self.names.get(alias.name, alias.name))
+            if alias.asname:
+                end = alias.end_col_offset or 0
+                self.put(alias.lineno, end - len(alias.asname), alias.asname, self.named(alias.asname))
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        node.name = self.names.get(node.name, node.name)
-        return self.generic_visit(node)
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.find(node.lineno, node.col_offset + len("class"), node.name, self.names.get(node.name, node.name))
+        self.generic_visit(node)
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+    def visit_Lambda(self, node: ast.Lambda) -> None:
         self.scopes.append({argument.arg: argument.arg for argument in node.args.args})
-        node.body = self.visit(node.body)
+        self.visit(node.body)
         self.scopes.pop()
-        return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         private = self.internal or (node.name.startswith("_") and not node.name.startswith("__"))
-        node.args.defaults = [self.visit(default) for default in node.args.defaults]
-        node.decorator_list = [self.visit(decorator) for decorator in node.decorator_list]
+        for expression in [*node.args.defaults, *node.decorator_list]:
+            self.visit(expression)
         taken = {word for scope in self.scopes for word in scope.values()}
         free = iter([word for word in self.parameters if word not in taken])
         scope = {}
         for argument in node.args.args:
             name = argument.arg
-            scope[name] = next(free, name) if private and name not in self.keywords and name != "self" else name
-            argument.arg = scope[name]
-        node.name = self.names.get(node.name, node.name)
+            scope[name] = next(free, name) if private and name not in _keywords() and name != "self" else name
+            self.put(argument.lineno, argument.col_offset, name, scope[name])
+        self.find(node.lineno, node.col_offset + len("def"), node.name, self.names.get(node.name, node.name))
         self.scopes.append(scope)
-        node.body = [self.visit(statement) for statement in node.body]
+        for statement in node.body:
+            self.visit(statement)
         self.scopes.pop()
-        return node
 
 
 @cache
@@ -195,8 +224,9 @@ def _keywords() -> set[str]:
 
 def shortened(path: Path) -> str:
     """The text of a file of the package as it is compiled for a board."""
-    tree = ast.parse(path.read_text())
-    return ast.unparse(_Renaming(path.stem in _INTERNAL, _keywords()).visit(tree)) + "\n"
+    renaming = _Renaming(path)
+    renaming.visit(ast.parse(path.read_text()))
+    return renaming.text()
 
 
 def main() -> None:

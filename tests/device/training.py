@@ -3,7 +3,6 @@ import gc
 from binascii import crc32
 
 import ulearn
-from ulearn.fitting import sample
 from ulearn.trainer import Trainer
 
 _COUNT = 7
@@ -41,7 +40,7 @@ def locked(path):
     try:
         for i in range(50):
             trainer.step(xs[i % _COUNT], targets[i % _COUNT])
-            sample(trainer, samples, i % _COUNT, 0)
+            trainer.step_of(samples, i % _COUNT)
             if i == 25:
                 model.state[10] -= 1  # half the rate: the classes' rates are made anew
     finally:

@@ -119,7 +119,7 @@ class _Trainer(ulearn.Trainer):  # type: ignore[misc]  # the board's code has no
         self.part, self.training = part, self.programs[part.program][0]
         model.table[n.BUF_INPUT] = bytes(model.input_bytes)  # which must be there, though nothing reads it
 
-    def _sample(self, samples: Any, index: int, program: int) -> int:
+    def step_of(self, samples: Any, index: int, program: int = 0) -> int:
         model, part = self.model, self.part
         model.arena[part.at : part.at + part.size] = samples[0][index].tobytes()
         model.table[n.BUF_TARGET] = samples[1][index].tobytes()
