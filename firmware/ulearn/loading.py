@@ -20,7 +20,7 @@ def load_into(model, source, run, frozen):
     for name in _PASSING if _ON_BOARD else ():
         __import__("ulearn." + name)
         _forget(name)
-    collect()
+        collect()
     try:
         from .loader import check
 
@@ -28,11 +28,11 @@ def load_into(model, source, run, frozen):
         del check
         _forget_all()
         collect()
-        # Made while the verifier's code was there, the windows lie high: they would split what is free now.
-        checked = (checked[0], [windows[:] for windows in checked[1]]) + checked[2:]
+        # Made while the verifier's code was there, all of it lies high: it would split what is free now.
+        checked = bytes(bytearray(checked[0])), [windows[:] for windows in checked[1]], [list(m) for m in checked[2:]]
         collect()
         if not run:
-            run = choose(*checked[2:])  # code in one piece, which stays
+            run = choose(*checked[2])  # code in one piece, which stays
         from .loader import fill
 
         fill(model, source, run, frozen, checked)
