@@ -94,7 +94,7 @@ def test_emulated_boards_are_boards(tmp_path: Path) -> None:
             assert name in place["modules"][name], place
         assert not place["modules"]["ulab"]
         told = run("boards", "-p", port, "--timeout", 15).stdout
-        for word in (port, "(emulated)", "in one piece", "has: ulab_kernels"):
+        for word in (port, "(emulated)", "in one piece", "ulab_kernels, ulearn"):
             assert word in told, told
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
@@ -214,7 +214,7 @@ def test_a_program_is_interrupted_and_this_is_told(cortex_m0: Device) -> None:
         wire.write(b"import time\nwhile True: time.sleep(0.01)\n\x04")
         wire.read_until(b"OK")
     done = run("boards", "-p", cortex_m0.port, "--timeout", 15)
-    assert "a running program was interrupted" in done.stderr and "has: ulab_kernels" in done.stdout
+    assert "a running program was interrupted" in done.stderr and "ulab_kernels, ulearn" in done.stdout
     assert not asked("-p", cortex_m0.port)[cortex_m0.port]["interrupted"]
 
 
@@ -245,7 +245,7 @@ SAID = """ulearn|4870|micropython|1.25.0|Raspberry Pi Pico with RP2040|RPI_PICO|
 stack: 500 out of 7936\r
 GC: total: 233024, used: 12000, free: 221024, max new split: 110592\r
  No. of 1-blocks: 15, 2-blocks: 5, max blk sz: 64, max free sz: 4000\r
-found|firmware|/lib/ulab_kernels.mpy|||/rom/lib/ulearn|131072\r
+found|firmware||/lib/ulab_dense.mpy|||/lib/ulab_kernels.mpy|/rom/lib/ulearn|131072\r
 """
 
 
@@ -258,7 +258,7 @@ def test_what_a_real_board_says_is_understood(tmp_path: Path, monkeypatch: pytes
     assert boards.lines(place) == [
         "Raspberry Pi Pico, RP2040, MicroPython 1.25.0",
         "heap: 180,000 bytes free, 110,592 in one piece; native code: armv6m (mpy 6.3)",
-        "has: ulab (in the firmware), ulab_kernels, ulearn (ROMFS), a ROMFS of 131,072 bytes",
+        "has: ulab (in the firmware), ulab_dense, ulab_kernels, ulearn (ROMFS), a ROMFS of 131,072 bytes",
     ]
     drive = tmp_path / "me" / "RPI-RP2"
     drive.mkdir(parents=True)

@@ -162,13 +162,13 @@ BOARD = "QEMU_M0_ROMFS"
 INTERRUPTIONS = 6
 # Heap of package and native modules in the file system, less the same in the ROMFS: bytecode and names stay in flash.
 # What loads a plan is forgotten once one is loaded. By what is imported: inference, a plan being loaded, training.
-INFERENCE = "import ulearn, ulearn.model; from ulearn.loading import choose"
+INFERENCE = "import ulearn, ulearn.model; from ulearn.loading import choose; choose(['ulab_kernels'])"
 IMPORTS = {
     "inference": INFERENCE,
-    "loading": INFERENCE + ", ulearn.loader, ulearn.plan, ulearn.verify",
-    "training": INFERENCE + ", ulearn.samples, ulearn.trainer, ulearn._training; ulearn._training.load(True)",
+    "loading": INFERENCE + "; import ulearn.loader, ulearn.plan, ulearn.verify",
+    "training": INFERENCE + "; import ulearn.samples, ulearn.trainer, ulearn.fitting",
 }
-SAVES = {"inference": 3_000, "loading": 15_000, "training": 6_500}
+SAVES = {"inference": 2_500, "loading": 14_000, "training": 4_500}
 FILES = """if True:
     import os
     def walk(p):
@@ -212,7 +212,7 @@ def test_kws_learns_from_the_romfs(shared_data: Path, tmp_path: Path) -> None:
         print(f"deployed in {took:.1f} s")
         assert update == simulated(kws)
         rom, flash = on_board(board.port)
-        assert {"/rom/kws.ulm", "/rom/lib/ulearn/model.mpy", "/rom/lib/ulab_training.mpy"} < rom
+        assert {"/rom/kws.ulm", "/rom/lib/ulearn/model.mpy", "/rom/lib/ulab_kernels.mpy"} < rom
         assert flash == {"/after.ck"}
         again = json.loads(run("deploy", kws / "kws.ulm", "--port", board.port, "--json").stdout)
         assert again["copied"] == [] and again["note"] == "" and again["board"]["romfs_bytes"] == 524288

@@ -54,7 +54,7 @@ def trained(case: cases.Case, folder: Path) -> list[xtensa_image.Call]:
 
 
 def agree(calls: list[xtensa_image.Call], folder: Path) -> set[str]:
-    """Every call leaves the same bits in every buffer, in each module that knows its program's records; those modules."""
+    """Every call leaves the same bits in every buffer, in each module that knows its records; those modules."""
     if not (emulate.cache_dir() / "clang-xtensa").exists():
         pytest.skip("no clang for Xtensa: run `make native-all`")
     names = set()

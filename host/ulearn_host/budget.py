@@ -11,8 +11,8 @@ from ulearn_host.compiler import Plan
 from ulearn_host.errors import UserError
 from ulearn_host.network import Network
 
-# What a heap must have beside what stays: room for the loader's code, which is forgotten again, and for the pieces that it
-# leaves. The emulated Cortex-M0 needed 15,000 to 17,300 bytes for ten plans of kws01 (tests/test_search.py,
+# What a heap must have beside what stays: room for the loader's code, which is forgotten again, and for the pieces that
+# it leaves. The emulated Cortex-M0 needed 15,000 to 17,300 bytes for ten plans of kws01 (tests/test_search.py,
 # test_it_fits_the_board, tries two); a conservative collector may keep another 4 KB by chance.
 LOADING_BYTES = 21_500
 STORE_BYTES = 96  # of ulearn.Samples, besides its samples

@@ -27,7 +27,7 @@ _BUFFER_BYTES = 8192  # of the agent while it takes files
 _LEAST_FREE_BYTES = 24_000  # of the heap, for the agent and that buffer
 _SLACK_BYTES = 8192  # of the flash: directories, and the file system's blocks
 # Heap that code takes less from a ROMFS, for inference and for training: tests/test_romfs.py.
-_ROM_SAVES = (3_000, 6_500)
+_ROM_SAVES = (2_500, 4_500)
 _PIECE_BYTES = 1536  # of a file in a command that mpremote sends
 
 # mpremote and the agent meet the same paths; lib need not be there.
