@@ -17,43 +17,20 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "device")]
 
-import bench_networks  # noqa: E402
 import bench_tables  # noqa: E402
 import bench_training  # noqa: E402
+import code_heap  # noqa: E402
 from conftest import data_folder  # noqa: E402
 from ulearn import plan as plan_file  # noqa: E402
 from ulearn_host import costs, deploy, emulate, report  # noqa: E402
 from ulearn_host import numbers as n  # noqa: E402
 from ulearn_host.compiler import Options, compile_plan  # noqa: E402
-from ulearn_host.network import Network  # noqa: E402
-from ulearn_host.quantise import FloatDense, quantise  # noqa: E402
 from ulearn_host.schemes import NAMED_SCHEMES  # noqa: E402
 
 README = HERE.parent / "README.md"
-_IMPORT = (
-    "import gc;gc.collect();gc.collect();a=gc.mem_alloc()\n"
-    "import ulearn;m=ulearn.load('code.ulm');{more}\n"
-    "gc.collect();gc.collect();print('import',gc.mem_alloc()-a)"
-)
-
-
-def network():  # type: ignore[no-untyped-def]
-    """A 64-32-10 perceptron of seeded numbers: the same bytes on every machine."""
-    rng = np.random.default_rng(0)
-    layers = [
-        FloatDense(rng.normal(0, 0.2, (o, i)), np.zeros(o), relu) for i, o, relu in ((64, 32, True), (32, 10, False))
-    ]
-    return quantise(layers, rng.uniform(0, 1, (100, 64)), "softmax_ce")
-
-
-def convolution() -> Network:
-    """A convolution and what makes numbers for a loss of its outputs, to be trained whole."""
-    return Network((bench_networks.conv((4, 4, 4), 8),), "mse")
 
 
 def rows() -> list[list[str]]:
@@ -62,7 +39,7 @@ def rows() -> list[list[str]]:
     with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
         folder = Path(temporary)
         for scheme in NAMED_SCHEMES:
-            (folder / f"{scheme}.ulm").write_bytes(compile_plan(network(), Options(scheme)).data)
+            (folder / f"{scheme}.ulm").write_bytes(compile_plan(code_heap.perceptron(), Options(scheme)).data)
         deploy.deploy(board.port, folder / "last.ulm")
         files = [str(folder / f"{scheme}.ulm") for scheme in NAMED_SCHEMES]
         files += [str(HERE / "device" / name) for name in ("memory.py", "speed.py")]
@@ -95,27 +72,6 @@ def _macs(path: Path, kind: int) -> int:
     return costs.macs(costs.records_of(next(bytes(p) for p in programs if p[n.P_KIND] == kind)))
 
 
-def code_sizes() -> dict[str, int]:
-    """Bytes of heap that code takes on a freshly started board once a plan is loaded: to infer, and to train dense
-    layers or a convolution with samples in a store. What the plan itself takes is `inspect`'s prediction, which
-    tests/test_memory.py holds it to."""
-    sizes = {module: emulate.find_native("armv6m", module=module).stat().st_size for module in emulate.NATIVE_MODULES}
-    with TemporaryDirectory() as temporary, emulate.start("QEMU_CORTEX_M0") as board:
-        trainer = "import ulearn.samples;t=ulearn.Trainer(m)"
-        for name, scheme, more, trained in (
-            ("inference", "none", "", network()),
-            ("head", "last", trainer, network()),
-            ("training", "full", trainer, convolution()),
-        ):
-            path = Path(temporary) / "code.ulm"
-            path.write_bytes(compile_plan(trained, Options(scheme)).data)
-            deploy.deploy(board.port, path)
-            deploy.mpremote(board.port, "soft-reset")
-            taken = _line(board.port, _IMPORT.format(more=more), "import")[0]
-            sizes[name] = taken - report.read(path).ram_bytes
-    return sizes
-
-
 def _line(port: str, code: str, word: str) -> list[int]:
     # After a reset: what else has been on the heap costs an allocation up to 5 % of a small network's instructions.
     for line in deploy.mpremote(port, "soft-reset", "exec", code).splitlines():
@@ -131,12 +87,9 @@ def text() -> str:
                "instructions per training step", "per MAC"]  # fmt: skip
     lines = [" | ".join(columns), " | ".join(["---"] + ["---:"] * (len(columns) - 1))]
     lines += [" | ".join(row) for row in rows()]
-    sizes = code_sizes()
     lines = [f"| {line} |" for line in lines]
-    lines += ["", f"Code on the heap (armv6m), a plan being loaded: {sizes['inference']:,} bytes for inference, "]
-    lines[-1] += f"{sizes['head']:,} with the trainer where only dense layers train, {sizes['training']:,} where "
-    lines[-1] += "convolutions do; the native modules' files have "
-    lines[-1] += ", ".join(f"{sizes[module]:,}" for module in emulate.NATIVE_MODULES) + "."
+    lines += ["", "Heap that package and native module take (armv6m; the plan and its samples not counted):", ""]
+    lines += [code_heap.table()]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import bench
+import code_heap
 from conftest import Device
 from test_cli import run
 from ulearn_host import cli, collect, deploy, emulate
@@ -374,7 +375,7 @@ def test_the_same_loop_learns_from_a_recording(cortex_m0: Device, tmp_path: Path
     run("collect", "-p", cortex_m0.port, "--playback", tmp_path / "digits.npz", "--module", "player", "--shuffle", 1)
     code = re.search(r"```python\n(import ulearn\n.*?)```", bench.README.read_text(), re.S)
     assert code
-    (tmp_path / "digits.ulm").write_bytes(compile_plan(bench.network(), Options("last+bias")).data)
+    (tmp_path / "digits.ulm").write_bytes(compile_plan(code_heap.perceptron(), Options("last+bias")).data)
     lines = code.group(1).replace("import sensor", "import player as sensor").replace("range(200)", "range(60)")
     (tmp_path / "lines.py").write_text(lines)
     cortex_m0.put(tmp_path / "digits.ulm", tmp_path / "lines.py")

@@ -10,6 +10,7 @@ import pytest
 
 import bench
 import bench_tables
+import code_heap
 from conftest import ON_DEBIAN, Device
 from ulearn_host.compiler import Options, compile_plan
 
@@ -75,7 +76,7 @@ def test_the_ten_lines_run(cortex_m0: Device, tmp_path: Path) -> None:
     text = bench.README.read_text()
     code = re.search(r"```python\n(import ulearn\n.*?)```", text, re.S)
     assert code and len(code.group(1).strip().splitlines()) <= 12
-    (tmp_path / "digits.ulm").write_bytes(compile_plan(bench.network(), Options("last+bias")).data)
+    (tmp_path / "digits.ulm").write_bytes(compile_plan(code_heap.perceptron(), Options("last+bias")).data)
     rng = np.random.default_rng(3)
     signal = rng.integers(-128, 128, (40, 64)).astype(np.int8)
     (tmp_path / "signal.bin").write_bytes(signal.tobytes())

@@ -6,11 +6,14 @@ import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import code_heap
 from conftest import HERE, ON_DEBIAN
-from ulearn_host import emulate, shorten
+from ulearn_host import deploy, emulate, shorten
+from ulearn_host.compiler import Options, compile_plan
 
 ROOT = HERE.parent
 FIRMWARE = ROOT / "firmware"
@@ -84,3 +87,33 @@ def test_the_table_is_printed() -> None:
     lines = run.stdout.splitlines()
     assert len(lines) == len(shorten.names()[0])
     assert dict(line.split()[::-1] for line in lines) == shorten.names()[0]
+
+
+NAMES = """
+import micropython, ulearn
+m = ulearn.load('x.ulm')
+t = ulearn.Trainer(m)
+s = ulearn.Samples(m, 2)
+s.add(bytes(m.input_bytes), 0)
+t.fit(s, 1)
+micropython.qstr_info()
+import ulearn.agent
+micropython.qstr_info()
+"""
+
+
+def test_names_take_less_of_a_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the heap, what names take after a fit, and with the agent: a table that has room for the user's own names."""
+    if not ON_DEBIAN:
+        pytest.skip("not a Debian system: the emulated board cannot be built")
+    path = tmp_path / "x.ulm"
+    path.write_bytes(compile_plan(code_heap.perceptron(), Options("last")).data)
+    taken = []
+    with emulate.start("QEMU_CORTEX_M0") as board:
+        for _ in range(2):
+            deploy.deploy(board.port, path)
+            said = deploy.mpremote(board.port, "soft-reset", "exec", NAMES)
+            taken.append([int(size) for size in re.findall(r"n_total_bytes=(\d+)", said)])
+            monkeypatch.setattr(shorten, "shortened", lambda path: path.read_text())
+    print(f"after a fit and with the agent: {taken[0]} bytes of names, {taken[1]} as they are written")
+    assert taken[1][0] - taken[0][0] >= 500 and taken[1][1] - taken[0][1] >= 3000
