@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import conftest
 import reference
 import tflite_models
 from conftest import HERE, ON_DEBIAN, Device
-from test_bits import listing
+from test_bits import FIRMWARE, listing, micropython
+from ulearn import loader
+from ulearn import plan as plan_file
 from ulearn_host import emulate
+from ulearn_host import numbers as n
 from ulearn_host.compiler import Options, compile_plan
 from ulearn_host.tflite_import import load_tflite
 
@@ -81,6 +85,85 @@ def operator_plans(folder: Path) -> list[tuple[bytes, bytes]]:
         x = random.integers(-128, 128, network.input.size).astype(np.int8).tobytes()
         made.append((compile_plan(network, Options("none")).data, x))
     return made
+
+
+# A module that is loaded already is taken before smaller ones; which were, the last line says.
+ALONE = """import sys, {module}, steps
+steps.main('.', {stems})
+print(sorted(m for m in sys.modules if m[:5] == 'ulab_'))"""
+
+
+def known_to(module: str, seeds: int) -> tuple[dict[str, cases.Case], set[int]]:
+    """Random cases all of whose records a module knows, by stems of their own, and the operations in them."""
+    chosen, ops = {}, set()
+    for kind in (cases, branches):
+        for seed in range(seeds):
+            case = kind.random_case(seed)
+            programs = plan_file.read(case.plan.data).programs
+            if module in loader.modules(programs):
+                case = replace(case, seed=len(chosen))
+                chosen[f"case{case.seed}"] = case
+                ops |= {p[at] for p in programs for at in range(n.PROGRAM_BYTES, len(p), n.RECORD_BYTES)}
+    return chosen, ops
+
+
+def operations(module: str) -> set[int]:
+    """What a module knows, by the loader's table."""
+    parts = dict(loader._MODULES)[module]
+    known = {op for i, ops in enumerate(loader._PARTS) if parts >> i & 1 for op in ops} | set(loader._ALWAYS)
+    rest = {value for name, value in vars(n).items() if name.startswith("OP_")} - set(loader._ALWAYS)
+    return known | (rest - {op for ops in loader._PARTS for op in ops} if parts & loader._TRAINING else set())
+
+
+@pytest.mark.parametrize("module", [m for m in emulate.NATIVE_MODULES if m != "ulab_infer"])
+def test_each_module_trains_alone(module: str, cortex_m0: Device, tmp_path: Path) -> None:
+    """On the Unix port and on the Cortex-M0, what the loader says that it knows, to the bits of the reference."""
+    chosen, ops = known_to(module, 60)
+    trains = {
+        n.OP_SOFTMAX_CE,
+        n.OP_UPDATE_WEIGHT,
+        n.OP_UPDATE_BIAS,
+        n.OP_DENSE_BACK,
+        n.OP_CONV_BACK,
+        n.OP_MSE,
+        n.OP_SUM,
+    }
+    assert len(chosen) >= 8 and trains & ops == trains & operations(module)
+    wanted = {cases.write(case, tmp_path): cases.expected(case) for case in chosen.values()}
+    shutil.copy(emulate.find_native("x64", module=module), tmp_path)
+    code = ALONE.format(module=module, stems=list(wanted))
+    lines = micropython(emulate.find_micropython(), tmp_path, [tmp_path, FIRMWARE, HERE / "device"], code)
+    assert lines == ["executor native", *listing(wanted), f"['{module}']"]
+    few = dict(list(wanted.items())[:: max(1, len(wanted) // 4)])
+    cortex_m0.put(
+        *(tmp_path / f"{stem}{end}" for stem in few for end in (".ulm", ".bin")), HERE / "device" / "steps.py"
+    )
+    lines = cortex_m0.fresh(ALONE.format(module=module, stems=list(few)))
+    assert lines == ["executor native", *listing(few), f"['{module}']"]
+
+
+def test_a_module_knows_what_the_loader_says(tmp_path: Path) -> None:
+    """Every operation: one that is known is refused for its buffers or runs, any other for itself."""
+    probe = """if True:
+    import struct, {module}
+    for op in range(64):
+        program = bytearray(128)
+        struct.pack_into('<H', program, 52, 1)
+        program[64] = op
+        program[64 + 4] = 0
+        code = None
+        if op in {others}:
+            code = {module}.run(program, [None] * 2 + [None] + [bytearray(8), bytearray(64), None, None], 0, 1)
+        print(op, code)
+    """
+    everything = {value for name, value in vars(n).items() if name.startswith("OP_")}
+    for module in emulate.NATIVE_MODULES:
+        shutil.copy(emulate.find_native("x64", module=module), tmp_path)
+        others = sorted(everything - operations(module))
+        code = probe.format(module=module, others=others or "()")
+        lines = micropython(emulate.find_micropython(), tmp_path, [tmp_path], code)
+        refused = {int(line.split()[0]) for line in lines if line.endswith(str(n.E_RECORD))}
+        assert refused == set(others), module
 
 
 @pytest.fixture(scope="module")
