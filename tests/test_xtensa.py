@@ -74,7 +74,8 @@ def test_trains(kind: Any, tmp_path: Path) -> None:
     """Random plans, a step and a prediction in turns."""
     calls = [call for seed in range(PLANS) for call in trained(kind.random_case(seed), tmp_path)]
     assert len(calls) > 20 * PLANS
-    assert agree(calls, tmp_path) == set(emulate.NATIVE_MODULES)
+    reached = agree(calls, tmp_path)
+    assert reached == set(emulate.NATIVE_MODULES) if kind is cases else {"ulab_last", "ulab_kernels"} <= reached
 
 
 def test_infers(tmp_path: Path) -> None:
