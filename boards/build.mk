@@ -9,6 +9,7 @@ SOURCE := $(CACHE)/micropython-src
 BIN := $(CACHE)/bin
 BUILD := $(CACHE)/build
 KERNELS := $(REPOSITORY)/ulab_kernels
+MODULES := $(patsubst PARTS_%,%,$(filter PARTS_ulab_%,$(file <$(KERNELS)/Makefile)))
 CHECKOUT := $(shell echo $(REPOSITORY) | sha256sum | cut -c1-12)
 JOBS := $(shell nproc)
 
@@ -104,7 +105,7 @@ $(NATIVE) $(XTENSA): $(CACHE)/stamps/native-%: $(FETCHED)
 	$(if $(filter xtensawin,$(ARCH)),@ULEARN_CACHE=$(CACHE) $(REPOSITORY)/boards/fetch_clang.sh)
 	$(call build,native-$(NAME),building the native modules for $(NAME),\
 		rm -rf $(OUT) && mkdir -p $(OUT) && export ULEARN_CACHE=$(CACHE) PATH=$(VENV)/bin:$(REPOSITORY)/boards/xtensa:$$PATH && \
-		for m in ulab_dense ulab_convs ulab_infer ulab_last ulab_kernels; do \
+		for m in $(MODULES); do \
 			$(submake) -C $(KERNELS) ARCH=$(ARCH) MPY_DIR=$(SOURCE) PYTHON=$(VENV)/bin/python \
 				MOD=$$m BUILD=$(OUT)/build-$$m OUT=$(OUT)/$${m}$(if $(EXTRA),_c).mpy $(EXTRA) || exit 1; done && \
 		{ $(call compiler,$(ARCH)) --version | head -n 1; cat $(sort $(NATIVE_FILES)) | sha256sum | cut -c1-64; } \

@@ -22,7 +22,7 @@ import reference
 import tflite_models
 from conftest import HERE, ON_DEBIAN, Device
 from test_bits import FIRMWARE, listing, micropython
-from ulearn import loader
+from ulearn import loader, loading
 from ulearn import plan as plan_file
 from ulearn_host import emulate
 from ulearn_host import numbers as n
@@ -109,7 +109,7 @@ def known_to(module: str, seeds: int) -> tuple[dict[str, cases.Case], set[int]]:
 
 def operations(module: str) -> set[int]:
     """What a module knows, by the loader's table."""
-    parts = dict(loader._MODULES)[module]
+    parts = loader._HAVE[loading.MODULES.index(module)]
     known = {op for i, ops in enumerate(loader._PARTS) if parts >> i & 1 for op in ops} | set(loader._ALWAYS)
     rest = {value for name, value in vars(n).items() if name.startswith("OP_")} - set(loader._ALWAYS)
     return known | (rest - {op for ops in loader._PARTS for op in ops} if parts & loader._TRAINING else set())

@@ -3,6 +3,7 @@ import struct
 from array import array
 
 from .compat import addressof, collect, const
+from .loading import MODULES
 from .plan import read
 
 _SECTION_IO = const(1)
@@ -56,8 +57,7 @@ _PARTS = (
     (_OP_MSE, _OP_HINGE, _OP_DENSE_BACK, _OP_MASK, _OP_RELU_BACK),
 )
 _TRAINING = const(16)
-# The modules and the parts they have, as bits, the smallest first: Makefile of ulab_kernels.
-_MODULES = (("ulab_infer", 3), ("ulab_dense", 12), ("ulab_convs", 5), ("ulab_last", 15), ("ulab_kernels", 31))
+_HAVE = (3, 12, 5, 15, 31)  # the parts that each of MODULES has, as bits
 
 
 def check(source):
@@ -81,7 +81,7 @@ def modules(programs):
     for program in programs:
         for at in range(_PROGRAM_BYTES, len(program), _RECORD_BYTES):
             needed |= _part(program[at])
-    return [name for name, parts in _MODULES if not needed & ~parts]
+    return [MODULES[i] for i in range(len(MODULES)) if not needed & ~_HAVE[i]]
 
 
 def _part(op):

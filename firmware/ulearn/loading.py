@@ -6,8 +6,8 @@ from .compat import collect
 
 # A loaded model needs nothing of these.
 _PASSING = ("verify", "plan", "loader", "compat", "safefile", "loading")
-# Native modules of the C kernels, the smallest first.
-_MODULES = ("ulab_infer", "ulab_dense", "ulab_convs", "ulab_last", "ulab_kernels")
+# The native modules of the C kernels, the smallest first: ulab_kernels/Makefile.
+MODULES = ("ulab_infer", "ulab_dense", "ulab_convs", "ulab_last", "ulab_kernels")
 _ON_BOARD = sys.implementation.name == "micropython"
 
 
@@ -91,7 +91,7 @@ def choose(*wanted):
 
 def find():
     # What plans are run with here: "native" or "ulab". Loads no native module for the answer.
-    for module in _MODULES:
+    for module in MODULES:
         if sys.modules.get(module) or any(_is_file("%s/%s.mpy" % (folder, module)) for folder in sys.path):
             return "native"
     try:

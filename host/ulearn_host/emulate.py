@@ -19,7 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ulearn import loading
+
 BOARDS = Path(__file__).resolve().parents[2] / "boards"
+NATIVE_MODULES: tuple[str, ...] = loading.MODULES
 
 # The first terminal that a session leader opens becomes its own: it hangs up when the launcher is gone.
 _LEASH = 'exec 3<>"$0"; '
@@ -61,10 +64,6 @@ def find_micropython(user_module: bool = False) -> Path:
     if on_path:
         return Path(on_path).absolute()
     raise EmulatorError("no MicroPython: run `make setup`, or name one in ULEARN_MICROPYTHON")
-
-
-# From the smallest to the one that knows everything: ulab_kernels/Makefile.
-NATIVE_MODULES = ("ulab_infer", "ulab_dense", "ulab_convs", "ulab_last", "ulab_kernels")
 
 
 def find_native(arch: str, assembler: bool = True, module: str = "ulab_kernels") -> Path:
