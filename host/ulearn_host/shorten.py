@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import hashlib
 import io
 import re
 import tokenize
@@ -42,7 +43,6 @@ def _foreign() -> set[str]:
     """What others' objects may be asked for."""
     import array
     import gc
-    import hashlib
     import json
     import os
     import select
@@ -108,16 +108,19 @@ def names() -> tuple[dict[str, str], tuple[str, ...]]:
     # What is asked for by a string, given by keyword or named by a file stays.
     kept = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     kept |= {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg} | set(trees) | _foreign()
-    words = [word for word in _WORDS if not any(word in found for found in tokens.values())]
-    parameters, words = words[:_PARAMETERS], words[_PARAMETERS:]
+    free = [word for word in _WORDS if not any(word in found for found in tokens.values())]
+    parameters, words = free[:_PARAMETERS], dict(enumerate(free[_PARAMETERS:]))
+    total = len(words)
     chosen: dict[str, str] = {}
     for module in (*(m for m in _FIRST if m in trees), *(m for m in trees if m not in _FIRST)):
         others = set().union(*(found for other, found in tokens.items() if other not in _INTERNAL))
         for name in sorted(set(_defined(trees[module])) - kept):
             private = name.startswith("_") and not name.startswith("__")
             inner = module in _INTERNAL and name not in others
-            if (private or inner) and name not in chosen and len(chosen) < len(words):
-                chosen[name] = words[len(chosen)]
+            if (private or inner) and name not in chosen and words:
+                # By the name itself, so that a name more changes few others' words, and few files on a board.
+                at = int(hashlib.sha256(name.encode()).hexdigest(), 16) % total
+                chosen[name] = words.pop(min(words, key=lambda i: (i - at) % total))
     return chosen, tuple(parameters)
 
 
