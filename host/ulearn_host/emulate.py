@@ -21,7 +21,11 @@ from typing import Any, Self
 
 from ulearn import loading
 
-BOARDS = Path(__file__).resolve().parents[2] / "boards"
+_HERE = Path(__file__).resolve().parent
+# In the repository, or beside this file where it is installed (pyproject.toml).
+_INSTALLED = (_HERE / "board_facts").is_dir()
+BOARDS = _HERE / "board_facts" if _INSTALLED else _HERE.parents[1] / "boards"
+NATIVE = _HERE / "native" if _INSTALLED else _HERE.parents[1] / "firmware" / "native"
 NATIVE_MODULES: tuple[str, ...] = loading.MODULES
 
 # The first terminal that a session leader opens becomes its own: it hangs up when the launcher is gone.
@@ -76,7 +80,7 @@ def find_native(arch: str, assembler: bool = True, module: str = "ulab_kernels")
     Raises:
         EmulatorError: there is none.
     """
-    committed = BOARDS.parent / "firmware" / "native" / arch / f"{module}.mpy"
+    committed = NATIVE / arch / f"{module}.mpy"
     if assembler and not (cache_dir() / "native" / arch).is_dir() and committed.exists():
         return committed
     return _built(f"native/{arch}/{module}.mpy" if assembler else f"native/{arch}-c/{module}_c.mpy")

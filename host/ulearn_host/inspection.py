@@ -149,7 +149,10 @@ def frozen(read: Report) -> None:
 def memory(read: Report) -> None:
     """RAM by part, and flash."""
     rows = [[name, display.size(value)] for name, value in read.buffers.items()]
-    rows += [["RAM in all, code apart", display.size(read.ram_bytes)], ["flash", display.size(read.flash_bytes)]]
+    module = read.modules[0]
+    code = placement.code_bytes(module, read.trains, False)
+    rows += [["RAM in all, code apart", display.size(read.ram_bytes)]]
+    rows += [[f"code on an RP2040: package, {module}", display.size(code)], ["flash", display.size(read.flash_bytes)]]
     _table("memory (32-bit board, plan loaded from a file)", ["part", "bytes"], rows, numeric=(1,))
 
 

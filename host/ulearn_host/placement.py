@@ -65,7 +65,7 @@ def predictions(read: Report) -> list[Prediction]:
             fits, need = _fit(read, heap, board.get("largest_block_bytes") or heap, board["arch"])
             left = max(0, heap - need)
             if not board["arch"].startswith("armv"):
-                note += f"; code counted as {DEFAULT}'s, unmeasured on {board['arch']}"
+                note += f"; the package's code counted as {DEFAULT}'s, unmeasured on {board['arch']}"
         result.append(Prediction(name, fits, left, instructions, seconds, note))
     return result
 

@@ -178,12 +178,15 @@ class Report:
         return len(self.timelines) > 1
 
     def as_json(self) -> dict[str, Any]:
-        """Everything for `--json`. memory: the arena over the records, by program; tensors: what is trainable."""
+        """Everything for `--json`. memory: the arena over the records, by program; tensors: what is trainable;
+        native_module: the smallest that will do; code_bytes: heap of it and the package on an RP2040."""
         return {
             "path": self.path,
             "model_id": self.model_id,
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
+            "native_module": self.modules[0],
+            "code_bytes": placement.code_bytes(self.modules[0], self.trains, False),
             "buffers": self.buffers,
             "macs": {name: self.macs(name) for name in self.programs},
             "operations": [vars(o) for o in self.operations],
