@@ -31,10 +31,9 @@ def test_inference_and_training_take_24_kb(found: dict[str, code_heap.Taken]) ->
     """All networks' inference; training in every step of a fit: dense networks whole, others' dense layers behind a
     backbone of convolutions. Whoever trains convolutions has more code."""
     assert found["ulab_infer"].loaded <= LIMIT
-    for module in ("ulab_dense", "ulab_convs"):
+    for module in ("ulab_dense", "ulab_convs", "ulab_last"):
         taken = found[module]
         assert taken.loaded < (taken.stepped or 0) < (taken.fitting or 0) <= LIMIT, taken
-    assert (found["ulab_last"].fitting or 0) <= LIMIT + 2560
     assert (found["ulab_kernels"].fitting or 0) <= 36 * 1024
 
 

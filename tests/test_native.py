@@ -17,6 +17,7 @@ import pytest
 
 import branches
 import cases
+import code_heap
 import conftest
 import reference
 import tflite_models
@@ -164,6 +165,87 @@ def test_a_module_knows_what_the_loader_says(tmp_path: Path) -> None:
         lines = micropython(emulate.find_micropython(), tmp_path, [tmp_path], code)
         refused = {int(line.split()[0]) for line in lines if line.endswith(str(n.E_RECORD))}
         assert refused == set(others), module
+
+
+LOADED = """import sys, ulearn
+for path in {paths}:
+    try:
+        model = ulearn.load(path)
+        print(path, model.predict(bytes(model.input_bytes)) >= 0)
+    except (ValueError, ImportError) as fault:
+        print(type(fault).__name__, fault)
+    print(sorted(m for m in sys.modules if m[:5] == 'ulab_'), ulearn.executor)"""
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A folder with plans that need ulab_infer, ulab_dense and ulab_kernels."""
+    for module, data in code_heap.plans().items():
+        if module in ("ulab_infer", "ulab_dense"):
+            (tmp_path / f"{module}.ulm").write_bytes(data)
+    case = next(c for c in map(branches.random_case, range(50)) if c.plan.network.loss == "softmax_ce" and needs_all(c))
+    (tmp_path / "ulab_kernels.ulm").write_bytes(case.plan.data)
+    return tmp_path
+
+
+def needs_all(case: cases.Case) -> bool:
+    """Whether only ulab_kernels knows all of a plan, and its inference too."""
+    programs = plan_file.read(case.plan.data).programs
+    return loader.modules(programs) == loader.modules(programs[:1]) == ["ulab_kernels"]
+
+
+def loaded(interpreter: Path, folder: Path, *modules: str) -> list[str]:
+    """What LOADED prints with these modules beside the plans."""
+    for module in modules:
+        shutil.copy(emulate.find_native("x64", module=module), folder)
+    code = LOADED.format(paths=[f"{name}.ulm" for name in ("ulab_infer", "ulab_dense", "ulab_kernels")])
+    return micropython(interpreter, folder, [folder, FIRMWARE], code)
+
+
+def test_a_session_loads_two_native_modules_at_most(three: Path) -> None:
+    """MicroPython never gives their memory back: the second one knows everything."""
+    lines = loaded(emulate.find_micropython(), three, *emulate.NATIVE_MODULES)
+    assert lines[::2] == [f"{name}.ulm True" for name in ("ulab_infer", "ulab_dense", "ulab_kernels")]
+    assert lines[1] == "['ulab_infer'] native"
+    assert lines[3] == lines[5] == "['ulab_infer', 'ulab_kernels'] native"
+
+
+def test_without_a_module_that_knows_the_plan(three: Path) -> None:
+    """Inference of a plan whose training is not known goes on; what cannot run at all is refused in a sentence."""
+    lines = loaded(emulate.find_micropython(), three, "ulab_infer")
+    assert lines[2] == "ulab_dense.ulm True"
+    assert lines[4].startswith("ValueError ulab_kernels.ulm: ") and "deploy the plan" in lines[4]
+    assert lines[5] == "['ulab_infer'] native"
+
+
+def test_the_firmware_s_kernels_come_before_files(three: Path) -> None:
+    """Whatever a former deployment has left in the file system, damaged files included."""
+    if shutil.which("dpkg") is None:
+        pytest.skip("not a Debian system: the interpreter cannot be built")
+    (three / "ulab_infer.mpy").write_bytes(b"M\x05 of another version")
+    lines = loaded(emulate.find_micropython(user_module=True), three, "ulab_dense")
+    assert lines[::2] == [f"{name}.ulm True" for name in ("ulab_infer", "ulab_dense", "ulab_kernels")]
+    assert not any("ulab_infer" in line or "ulab_dense" in line for line in lines[1::2])
+
+
+def test_built_again_after_a_change(tmp_path: Path) -> None:
+    """In the same folder, and for another module there."""
+    if not ON_DEBIAN:
+        pytest.skip("not a Debian system: the module cannot be built")
+    shutil.copytree(ROOT / "ulab_kernels", tmp_path / "kernels")
+    command = ["make", "-C", str(tmp_path / "kernels"), "ARCH=armv6m", f"PYTHON={sys.executable}"]
+    command += [f"BUILD={tmp_path / 'build'}", f"MPY_DIR={emulate.cache_dir() / 'micropython-src'}"]
+
+    def built(module: str) -> bytes:
+        out = tmp_path / f"{module}.mpy"
+        subprocess.run([*command, f"MOD={module}", f"OUT={out}"], check=True, capture_output=True)
+        return out.read_bytes()
+
+    first = built("ulab_dense")
+    assert built("ulab_dense") == first != built("ulab_infer")
+    source = tmp_path / "kernels" / "ul_softmax_ce.c"
+    source.write_text(source.read_text().replace("* 710", "* 711"))
+    assert first != built("ulab_dense")
 
 
 @pytest.fixture(scope="module")

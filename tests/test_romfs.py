@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 import cases
+import code_heap
 from conftest import HERE, ON_DEBIAN
 from test_bits import FIRMWARE, micropython
 from test_cli import run
 from test_deploy import CLIPS, keywords, learned, simulated
 from ulearn_host import asking, deploy, deploy_rom, emulate, romfs
+from ulearn_host.compiler import Options, compile_plan
 from ulearn_host.errors import UserError
 from ulearn_host.link import Link
 
@@ -318,6 +320,19 @@ def test_an_interrupted_deploy_completes(plan: Path, tmp_path: Path) -> None:
             done = deploy.deploy(board.port, wanted)
             assert done.note == "" and "/rom/a.ulm" in on_board(board.port)[0]
             assert deploy.deploy(board.port, wanted).copied == ()
+
+
+def test_plans_keep_their_native_modules(plan: Path, tmp_path: Path) -> None:
+    """A plan that infers, deployed after one that trains: both load, from the ROMFS and moved out of it."""
+    (tmp_path / "none.ulm").write_bytes(compile_plan(code_heap.perceptron(), Options("none")).data)
+    with start(tmp_path / "board") as board:
+        deploy.deploy(board.port, plan)
+        for use_rom in (True, False):
+            deploy.deploy(board.port, tmp_path / "none.ulm", use_rom=use_rom)
+            code = "import ulearn\nfor n in ('a.ulm', 'none.ulm'):\n m = ulearn.load(n)\n print(n, len(m.trainings))"
+            assert after_reset(board.port, code) == ["a.ulm 1", "none.ulm 0"]
+            step = "import ulearn\nm = ulearn.load('a.ulm')\nprint(ulearn.Trainer(m).step(bytes(m.input_bytes), 0) > 0)"
+            assert after_reset(board.port, step) == ["True"]
 
 
 def test_half_an_image_is_ours(plan: Path, tmp_path: Path) -> None:

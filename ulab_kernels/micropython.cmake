@@ -15,7 +15,7 @@ target_sources(usermod_ulab_kernels INTERFACE
 target_include_directories(usermod_ulab_kernels INTERFACE ${CMAKE_CURRENT_LIST_DIR})
 
 # MicroPython asks for small code; into these loops the time goes.
-foreach(UL_NAME conv depthwise sums four mask runs)
+foreach(UL_NAME conv depthwise sums four mask runs update_bias)
     set_source_files_properties(${CMAKE_CURRENT_LIST_DIR}/ul_${UL_NAME}.c PROPERTIES COMPILE_OPTIONS -O2)
 endforeach()
 

@@ -4,7 +4,7 @@
 #   trainer = ulearn.Trainer(model)
 #   trainer.step(x, label)
 #   print(model.predict(x))
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "load": "model",
@@ -18,7 +18,7 @@ _PLACES = {
 def __getattr__(name):
     # A board that only infers never pays for the trainer: each part is imported when it is first asked for.
     if name == "executor":
-        from .loading import find
+        from .which import find
 
         value = find()
     elif name in _PLACES:

@@ -304,10 +304,10 @@ class Agent:
         n = self._describe(out, 20)
         version = "%s %s" % (system.name, ".".join(str(v) for v in system.version[:3]))
         try:
-            from .loading import find
+            from .which import find
 
             name = find()
-        except (ImportError, ValueError):  # ulearn is on its way to this board, in files
+        except (ImportError, ValueError, MemoryError):  # ulearn is on its way to this board, in files; or it is full
             name = ""
         for text in (version, getattr(system, "_machine", sys.platform), name):
             text = text.encode()[:48]

@@ -1,6 +1,7 @@
-# What CPython lacks of MicroPython's: never on a board.
-import numpy as np
+# What CPython lacks of MicroPython's.
 
 
 def addressof(view):
+    import numpy as np
+
     return np.frombuffer(view, dtype=np.uint8).ctypes.data

@@ -41,7 +41,7 @@ for p in ('/lib','lib'):
 """
 # Of a ROMFS that is about to be emptied nothing may be imported.
 _HIDE = "sys.path[:]=[p for p in sys.path if p[:4]!='/rom']\n"
-_REMOVE = "for n in {strays!r}:os.remove('lib/ulearn/'+n)\n"
+_REMOVE = "for n in {strays!r}:os.remove(n)\n"
 _BOOT = """
 from binascii import a2b_base64
 def boot(n,s):
@@ -106,9 +106,10 @@ def _native(architecture: str) -> list[Path]:
 
 
 def _modules(read: report.Report, answer: Answer) -> set[str]:
-    """The smallest native module for a plan, those that are there already, and where it trains the one that knows
-    everything, for plans to come."""
-    there = {module for module in NATIVE_MODULES if answer.files[f"lib/{module}.mpy"][1]}
+    """The first native module that will do for a plan, those that are there already, which other plans may need, and
+    where it trains the one that knows everything, for plans to come."""
+    rom = {} if answer.foreign else answer.rom
+    there = {m for m in NATIVE_MODULES if answer.files[f"lib/{m}.mpy"][1] or f"lib/{m}.mpy" in rom}
     return there | {read.modules[0]} | ({NATIVE_MODULES[-1]} if read.trains else set())
 
 
@@ -136,10 +137,10 @@ def _wanted(folder: Path, board: Board, modules: set[str]) -> dict[str, Path]:
 def _check_fit(board: Board, read: report.Report, loading: Mapping[str, int], in_rom: bool) -> None:
     """Compare a plan with a board's free heap, and new files with its flash. Raises UserError."""
     name = Path(read.path).name
-    code = 0
-    if not (board.package and board.kernels):
-        code = placement.code_bytes(read.modules[0], read.trains, True, board.architecture)
-    if in_rom and code:
+    code = 0 if board.package else placement.package_bytes(read.trains, True)
+    if not board.kernels:
+        code += placement.module_bytes(read.modules[0], board.architecture)
+    if in_rom and not board.package:
         code -= _ROM_SAVES[read.trains]
     held = read.frozen.ram_in_place if in_rom else read.frozen.ram_streamed
     if code + held > board.free_bytes:
@@ -185,7 +186,7 @@ def deploy(port: str, plan: Path, progress: Progress = lambda done, total: None,
     read = report.read(plan)
     progress(0, 100)
     names = [f"lib/ulearn/{path.stem}.mpy" for path in package_files(False)]
-    names += [f"lib/{module}.mpy" for module in NATIVE_MODULES] + [plan.name, f"{plan.name}.new"]
+    names += [f"lib/{module}.mpy" for module in (*NATIVE_MODULES, *deploy_rom.FORMER)] + [plan.name, f"{plan.name}.new"]
     answer = ask_for(port, names, "soft-reset")  # with all of its heap
     progress(10, 100)
     with tempfile.TemporaryDirectory() as temporary:
@@ -231,7 +232,10 @@ def _into_files(
     loading = {name: len(new) - answer.files[name][0] for name, new in changed.items()}
     _check_fit(answer.board, read, loading, False)
     progress(15, 100)
-    strays = [name for name in answer.here if f"lib/ulearn/{name}" not in wanted] if wanted else []
+    strays = [f"lib/ulearn/{name}" for name in answer.here if f"lib/ulearn/{name}" not in wanted] if wanted else []
+    # Kernels that the firmware has, or that no ulearn loads any more.
+    former = (*NATIVE_MODULES, *deploy_rom.FORMER) if answer.board.kernels else deploy_rom.FORMER
+    strays += [name for name in (f"lib/{module}.mpy" for module in former) if answer.files[name][1]]
     if changed or strays:
         tick: Progress = lambda done, total: progress(15 + done * 65 // total, 100)  # noqa: E731
         _copy(port, changed, _HIDE if ours else "", strays, answer.board, tick)
@@ -244,8 +248,7 @@ def _into_files(
 def _copy(
     port: str, files: Mapping[str, bytes], code: str, strays: Sequence[str], board: Board, progress: Progress
 ) -> None:
-    """Bring files over, the agent's own first. code: to run before; strays: other files in the package's folder, which
-    would be imported."""
+    """Bring files over, the agent's own first. code: to run before; strays: files to be removed."""
     first = {n: d for n, d in files.items() if n.startswith("lib/ulearn/") and Path(n).stem in _BOOTSTRAP}
     # As literals in base64, which takes half the bytes and a fraction of the calls of `fs cp`.
     commands = ["exec", _PATHS + code + _REMOVE.format(strays=list(strays)) + _BOOT.format(names=list(first))]

@@ -16,6 +16,7 @@ from ulearn_host.asking import LIST, Answer, digest, mpremote
 from ulearn_host.emulate import NATIVE_MODULES
 from ulearn_host.errors import UserError
 
+FORMER = ("ulab_head", "ulab_training")  # native modules of earlier versions
 _CHUNK_BYTES = 4096  # in which mpremote writes an image
 _READ_BACK = """
 import vfs,hashlib
@@ -109,4 +110,5 @@ def write_image(port: str, image: bytes) -> None:
 def replaced(answer: Answer, data: Mapping[str, bytes]) -> list[str]:
     """Files of an earlier deploy in the file system that are in the ROMFS now."""
     folder = [f"lib/ulearn/{name}" for name in answer.here] if data else []
+    folder += [f"lib/{module}.mpy" for module in FORMER]
     return folder + [f"lib/{module}.mpy" for module in NATIVE_MODULES if f"lib/{module}.mpy" in data]

@@ -75,13 +75,13 @@ def find_native(arch: str, assembler: bool = True, module: str = "ulab_kernels")
 
     Without `assembler`, the one of the same kernels all in C, with _c in its name, which is built for armv6m only.
 
-    The cache's comes first, which is of this checkout's sources, then the repository's.
+    The cache's comes first, which `make setup` has built of its checkout's sources, then the repository's.
 
     Raises:
         EmulatorError: there is none.
     """
     committed = NATIVE / arch / f"{module}.mpy"
-    if assembler and not (cache_dir() / "native" / arch).is_dir() and committed.exists():
+    if assembler and not (cache_dir() / "native" / arch / committed.name).exists() and committed.exists():
         return committed
     return _built(f"native/{arch}/{module}.mpy" if assembler else f"native/{arch}-c/{module}_c.mpy")
 

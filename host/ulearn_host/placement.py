@@ -32,9 +32,14 @@ def module_bytes(module: str, architecture: str = DEFAULT) -> int:
         return find_native(DEFAULT, module=module).stat().st_size + MODULE_BYTES
 
 
+def package_bytes(trains: bool, streamed: bool) -> int:
+    """Heap that the package takes, to infer or to infer and train."""
+    return (TRAINING if trains else INFERENCE)[streamed]
+
+
 def code_bytes(module: str, trains: bool, streamed: bool, architecture: str = DEFAULT) -> int:
-    """Heap that package and native module take on a board, to infer or to infer and train."""
-    return (TRAINING if trains else INFERENCE)[streamed] + module_bytes(module, architecture)
+    """Heap that package and native module take on a board."""
+    return package_bytes(trains, streamed) + module_bytes(module, architecture)
 
 
 @dataclass(frozen=True)

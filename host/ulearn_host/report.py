@@ -113,7 +113,7 @@ class Report:
     loss: str
     input: dict[str, Any]
     output: dict[str, Any]
-    modules: list[str]  # native modules that know all its records, the smallest first
+    modules: list[str]  # native modules that know all its records, the one to take first
 
     @property
     def programs(self) -> list[str]:
@@ -179,7 +179,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Everything for `--json`. memory: the arena over the records, by program; tensors: what is trainable;
-        native_module: the smallest that will do; code_bytes: heap of it and the package on an RP2040."""
+        native_module: what it loads; code_bytes: heap of it and the package on an RP2040."""
         return {
             "path": self.path,
             "model_id": self.model_id,

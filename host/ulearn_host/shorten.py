@@ -12,7 +12,6 @@ A renaming maps different names to different words that occur nowhere else in th
 from __future__ import annotations
 
 import ast
-import builtins
 import hashlib
 import io
 import re
@@ -24,51 +23,42 @@ from pathlib import Path
 import ulearn
 
 _PACKAGE = Path(ulearn.__file__).parent
-# Of these modules nothing but what other modules mention is for others.
+# Modules whose functions nobody else calls with keywords, and what they name that no other module speaks of.
+_INNER = (
+    "Plan",
+    "offsets",
+    "section",
+    "sections",
+    "check_cuts",
+    "check_io",
+    "check_operand",
+    "check_overlap",
+    "check_program",
+    "check_record",
+    "check_shape",
+    "check_state",
+    "check_tensors",
+    "check_use",
+    "gains_end",
+    "need",
+    "refuse",
+    "trainable",
+    "where",
+)
 _INTERNAL = ("loader", "loading", "plan", "verify")
 # The modules that most boards load; they have the first choice of words.
 _FIRST = ("model", "trainer", "samples", "fitting", *_INTERNAL)
 
 # Of builtins, math, str, the collections and errno: in every firmware, as are the keywords (tests/test_shorten.py).
 _WORDS = (Path(__file__).with_name("words.txt")).read_text().split()
+# Syntax with names of its own, which the package does without.
+_STRANGE = (ast.Nonlocal, ast.AsyncFunctionDef, ast.JoinedStr, ast.Match)
 _PARAMETERS = 12  # words for them: as many as a function has at most
 
 
 def sources() -> dict[str, Path]:
     """The package's files by module."""
     return {path.stem: path for path in sorted(_PACKAGE.glob("*.py"))}
-
-
-def _foreign() -> set[str]:
-    """What others' objects may be asked for."""
-    import array
-    import gc
-    import json
-    import os
-    import select
-    import socket
-    import ssl
-    import struct
-    import sys
-    import time
-
-    things: list[object] = [
-        str,
-        bytes,
-        bytearray,
-        memoryview,
-        list,
-        dict,
-        set,
-        tuple,
-        int,
-        float,
-        io.BytesIO,
-        io.FileIO,
-        array.array,
-    ]
-    things += [builtins, gc, hashlib, json, os, select, socket, ssl, struct, sys, time, hashlib.sha256(), socket.socket]
-    return {name for thing in things for name in dir(thing)}
 
 
 def _tokens(text: str) -> set[str]:
@@ -107,7 +97,7 @@ def names() -> tuple[dict[str, str], tuple[str, ...]]:
     nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     # What is asked for by a string, given by keyword or named by a file stays.
     kept = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    kept |= {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg} | set(trees) | _foreign()
+    kept |= {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg} | set(trees)
     free = [word for word in _WORDS if not any(word in found for found in tokens.values())]
     parameters, words = free[:_PARAMETERS], dict(enumerate(free[_PARAMETERS:]))
     total = len(words)
@@ -116,7 +106,7 @@ def names() -> tuple[dict[str, str], tuple[str, ...]]:
         others = set().union(*(found for other, found in tokens.items() if other not in _INTERNAL))
         for name in sorted(set(_defined(trees[module])) - kept):
             private = name.startswith("_") and not name.startswith("__")
-            inner = module in _INTERNAL and name not in others
+            inner = module in _INTERNAL and name in _INNER and name not in others
             if (private or inner) and name not in chosen and words:
                 # By the name itself, so that a name more changes few others' words, and few files on a board.
                 at = int(hashlib.sha256(name.encode()).hexdigest(), 16) % total
@@ -182,7 +172,7 @@ class _Renaming(ast.NodeVisitor):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if node.module == "compat" and any(alias.name == "const" for alias in node.names):
             # The compiler folds const, and needs no import of it.
-            rest = ", ".join(alias.name for alias in node.names if alias.name != "const")
+            rest = ", ".join(self.names.get(a.name, a.name) for a in node.names if a.name != "const")
             line = self.lines[node.lineno - 1][node.col_offset :].decode().rstrip("\n")
             self.put(node.lineno, node.col_offset, line, f"from .compat import {rest}" if rest else "pass")
             return
@@ -196,7 +186,14 @@ class _Renaming(ast.NodeVisitor):
         self.find(node.lineno, node.col_offset + len("class"), node.name, self.names.get(node.name, node.name))
         self.generic_visit(node)
 
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            if alias.asname:
+                self.find(alias.lineno, alias.col_offset + len(alias.name), alias.asname, self.named(alias.asname))
+
     def visit_Lambda(self, node: ast.Lambda) -> None:
+        for default in node.args.defaults:
+            self.visit(default)
         self.scopes.append({argument.arg: argument.arg for argument in node.args.args})
         self.visit(node.body)
         self.scopes.pop()
@@ -228,7 +225,13 @@ def _keywords() -> set[str]:
 def shortened(path: Path) -> str:
     """The text of a file of the package as it is compiled for a board."""
     renaming = _Renaming(path)
-    renaming.visit(ast.parse(path.read_text()))
+    tree = ast.parse(path.read_text())
+    strange = [node for node in ast.walk(tree) if isinstance(node, _STRANGE)]
+    if strange:
+        raise NotImplementedError(
+            f"{path.name}, line {getattr(strange[0], 'lineno', 0)}: names there are not understood"
+        )
+    renaming.visit(tree)
     return renaming.text()
 
 
