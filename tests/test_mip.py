@@ -31,7 +31,7 @@ try:
     m.predict([0])
 except ValueError as fault:
     print(str(fault).split()[0])
-assert m.meta["scheme"]
+assert m.meta["scheme"] and ulearn.executor
 print(m.predict(bytes(m.input_bytes)))"""
 TRAIN = "; t = ulearn.Trainer(m); print(t.step(bytes(m.input_bytes), 0) >= 0, m.counters()[0])"
 # What a board that only infers is asked: a plan with nothing to train, in RAM and streamed, and one that trains, too.

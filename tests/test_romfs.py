@@ -164,7 +164,7 @@ BOARD = "QEMU_M0_ROMFS"
 INTERRUPTIONS = 6
 # Heap of package and native modules in the file system, less the same in the ROMFS: bytecode and names stay in flash.
 # What loads a plan is forgotten once one is loaded. By what is imported: inference, a plan being loaded, training.
-INFERENCE = "import ulearn, ulearn.model; from ulearn.loading import choose; choose(['ulab_kernels'])"
+INFERENCE = "import ulearn, ulearn.model; from ulearn.loading import choose; choose('', ['ulab_kernels'])"
 IMPORTS = {
     "inference": INFERENCE,
     "loading": INFERENCE + "; import ulearn.loader, ulearn.plan, ulearn.verify",

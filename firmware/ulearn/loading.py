@@ -99,11 +99,10 @@ def choose(plan, *wanted):
 
 
 def built_in():
-    # Of the firmware: what lies in files does not count, as it may be of any version.
-    if not _ON_BOARD:
-        return None
+    # Of the firmware: what lies in files does not count, as it may be of any version. Under CPython the extension.
     path = sys.path[:]
-    sys.path[:] = []
+    if _ON_BOARD:
+        sys.path[:] = []
     try:
         from ulab_kernels import run
 
@@ -111,4 +110,5 @@ def built_in():
     except ImportError:
         return None
     finally:
-        sys.path[:] = path
+        if _ON_BOARD:
+            sys.path[:] = path

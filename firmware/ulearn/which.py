@@ -7,9 +7,8 @@ from .loading import MODULES, built_in
 
 def find():
     # "native" or "ulab".
-    if "ulearn.ulab_executor" not in sys.modules:
-        if built_in() or any(_is_there(module) for module in MODULES):
-            return "native"
+    if built_in() or ("ulearn.ulab_executor" not in sys.modules and any(_is_there(module) for module in MODULES)):
+        return "native"
     from .ulab_executor import name
 
     return name

@@ -27,7 +27,7 @@ _BYTECODE = "bytecode"
 
 # What loading a plan and running it forward import.
 _INFERENCE = ("__init__", "compat", "faults", "loader", "loading", "model", "plan", "reading",
-              "safefile", "streaming", "verify")  # fmt: skip
+              "safefile", "streaming", "verify", "which")  # fmt: skip
 _ULAB = ("ulab_executor", "ulab_operators", "ulab_training")  # where there are no kernels
 
 
