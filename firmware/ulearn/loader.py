@@ -76,7 +76,7 @@ def check(source):
 
 
 def modules(programs):
-    # The names of the native modules that know all records of these programs, the smallest first.
+    # The names of the native modules that know all records of these programs, in the order of MODULES.
     needed = 0
     for program in programs:
         for at in range(_PROGRAM_BYTES, len(program), _RECORD_BYTES):

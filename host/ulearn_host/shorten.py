@@ -90,20 +90,32 @@ def _defined(tree: ast.Module) -> Iterator[str]:
 
 
 @cache
+def _trees() -> dict[str, ast.Module]:
+    return {module: ast.parse(path.read_text()) for module, path in sources().items()}
+
+
+@cache
+def _keywords() -> set[str]:
+    """What any call in the package gives by keyword."""
+    nodes = (node for tree in _trees().values() for node in ast.walk(tree))
+    return {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg}
+
+
+@cache
 def names() -> tuple[dict[str, str], tuple[str, ...]]:
     """What becomes of each name that is the package's own, and the words that private parameters get."""
-    trees = {module: ast.parse(path.read_text()) for module, path in sources().items()}
+    trees = _trees()
     tokens = {module: _tokens(path.read_text()) for module, path in sources().items()}
     nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     # What is asked for by a string, given by keyword or named by a file stays.
     kept = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    kept |= {node.arg for node in nodes if isinstance(node, ast.keyword) and node.arg} | set(trees)
+    kept |= _keywords() | set(trees)
+    others = set().union(*(found for module, found in tokens.items() if module not in _INTERNAL))
     free = [word for word in _WORDS if not any(word in found for found in tokens.values())]
     parameters, words = free[:_PARAMETERS], dict(enumerate(free[_PARAMETERS:]))
     total = len(words)
     chosen: dict[str, str] = {}
     for module in (*(m for m in _FIRST if m in trees), *(m for m in trees if m not in _FIRST)):
-        others = set().union(*(found for other, found in tokens.items() if other not in _INTERNAL))
         for name in sorted(set(_defined(trees[module])) - kept):
             private = name.startswith("_") and not name.startswith("__")
             inner = module in _INTERNAL and name in _INNER and name not in others
@@ -214,12 +226,6 @@ class _Renaming(ast.NodeVisitor):
         for statement in node.body:
             self.visit(statement)
         self.scopes.pop()
-
-
-@cache
-def _keywords() -> set[str]:
-    trees = [ast.parse(path.read_text()) for path in sources().values()]
-    return {node.arg for tree in trees for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg}
 
 
 def shortened(path: Path) -> str:
